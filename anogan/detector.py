@@ -15,6 +15,7 @@ from anogan.errors import InputError, choose
 from anogan.evaluation import BaseDetector
 from anogan.gannext import GanNeXt
 from anogan.losses import LossWeights
+from anogan.memory import Memory
 from anogan.scoring import Calibration, error_map, join_terms, score_terms, smooth
 from anogan.trainer import Recipe, Trainer, find_recipe, start_accelerator, write_atomically
 
@@ -22,6 +23,7 @@ __all__ = ["GENERATORS", "Detector"]
 
 GENERATORS = {"anotrans": AnoTrans, "gannext": GanNeXt}
 SCORE_BATCH = 256  # images per batch when scoring; the scores do not depend on it
+MEMORY_SIZE = 10_000  # training images whose features are kept for the score
 HEAT_SIGMA = 1 / 32  # blur of a heat map, as a share of the image's side
 
 
@@ -61,7 +63,7 @@ class Detector(BaseDetector):
         self.epochs, self.batch_size, self.seed, self.false_alarms = epochs, batch_size, seed, false_alarms
         self.recipe = (recipe if isinstance(recipe, Recipe) else find_recipe(recipe, model)).tuned(**options)
         self.device, self.precision, self.progress = device, precision, progress
-        self.calibration = self.heat_scale = self.generator = None
+        self.calibration = self.heat_scale = self.generator = self.memory = None
         self.history = []
         if channels: self.build()
 
@@ -93,8 +95,18 @@ class Detector(BaseDetector):
         for images in (train, val): self.check(next(iterate(images, 1)))
         trainer = Trainer(self.generator, self.discriminator, self.recipe, epochs=self.epochs, batch_size=self.batch_size, seed=self.seed,
                           device=self.device, precision=self.precision, folder=folder, progress=self.progress)
-        self.history = trainer.fit(self.at_hand(train), on_epoch)
-        return self.calibrate(val)
+        train = self.at_hand(train)
+        self.history = trainer.fit(train, on_epoch)
+        return self.remember(train).calibrate(val)
+
+    def remember(self,
+                 train,  # normal training images
+                ) -> "Detector":
+        "Keep the features of the training images, at most `MEMORY_SIZE` of them, where the score asks for their neighbourhood."
+        if not any(name.startswith("near") for name in self.recipe.score): return self
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.seed))[:MEMORY_SIZE]
+        self.memory = Memory.fit(self.discriminator, self.batches(train, order))
+        return self
 
     def calibrate(self,
                   val,  # normal images that training did not see
@@ -105,11 +117,11 @@ class Detector(BaseDetector):
         self.heat_scale = float(torch.quantile(self.heatmap(val).amax(dim=(1, 2)), 1 - self.false_alarms)) or 1.0
         return self.set_threshold(val, self.false_alarms)
 
-    def batches(self, images):
+    def batches(self, images, order=None):
         "Batches on the networks' device, checked."
         if self.generator is None: raise InputError("this detector has no networks yet: call fit, or Detector.load")
         device = next(self.generator.parameters()).device
-        for x in iterate(images, SCORE_BATCH): yield self.check(x).to(device)
+        for x in iterate(images, SCORE_BATCH, order): yield self.check(x).to(device)
 
     def check(self, x):
         "Images of another shape than the networks' are one sentence."
@@ -126,15 +138,15 @@ class Detector(BaseDetector):
               images,  # a data set, or (N, C, H, W) float in [-1, 1]
              ) -> dict:  # rec and lat, (N,) float tensors
         "The two raw terms of the score."
-        batches = [score_terms(self.generator, self.discriminator, x) for x in self.batches(images)]
-        return {name: torch.cat([b[name] for b in batches]).float().cpu() for name in ("rec", "lat")}
+        batches = [score_terms(self.generator, self.discriminator, x, self.memory) for x in self.batches(images)]
+        return {name: torch.cat([b[name] for b in batches]).float().cpu() for name in batches[0]}
 
     def score(self,
               images,  # a data set, or (N, C, H, W) float in [-1, 1]
              ) -> torch.Tensor:  # (N,) float32, higher = more abnormal
         "Anomaly score of each image."
         terms = self.terms(images)
-        return join_terms(self.calibration(terms) if self.calibration else terms, self.recipe.rec_weight)
+        return join_terms(self.calibration(terms) if self.calibration else terms, self.recipe.score)
 
     @torch.no_grad()
     def reconstruct(self,
@@ -165,6 +177,7 @@ class Detector(BaseDetector):
         path.mkdir(parents=True, exist_ok=True)
         tensors = {f"{part}/{key}": t.cpu().contiguous() for part in ("generator", "discriminator")
                    for key, t in getattr(self, part).state_dict().items()}
+        if self.memory: tensors["memory/features"] = self.memory.features.cpu().contiguous()
         weights = save(tensors)
         facts = dict(format=1, config=self.config(), threshold=self.threshold, heat_scale=self.heat_scale,
                      calibration=asdict(self.calibration) if self.calibration else None, sha256=sha256(weights).hexdigest())
@@ -201,6 +214,8 @@ class Detector(BaseDetector):
         for part in ("generator", "discriminator"):
             getattr(detector, part).load_state_dict({key.split("/", 1)[1]: t for key, t in tensors.items() if key.startswith(part + "/")})
             getattr(detector, part).to(start_accelerator(device).device)
+        if "memory/features" in tensors:
+            detector.memory = Memory(tensors["memory/features"].to(start_accelerator(device).device))
         detector.threshold, detector.heat_scale = facts["threshold"], facts["heat_scale"]
         detector.calibration = Calibration(**facts["calibration"]) if facts["calibration"] else None
         return detector

@@ -17,7 +17,7 @@ class PlainSkip(nn.Identity):
 
 # %% ../nbs/03_skip.ipynb #a2478397
 class FuseTokens(nn.Module):
-    "Concatenate decoder and skip tokens (in this order), then one linear layer back to their width (Swin-Unet, arXiv 2105.05537, Sec. 3.6)."
+    "Concatenate decoder and skip tokens (in this order), then one linear layer back to their width (Swin-Unet, Sec. 3.6)."
     def __init__(self,
                  dim: int,  # width C of both
                 ):

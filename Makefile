@@ -1,0 +1,68 @@
+# Everything that is done to this project by hand has a name here; `make` alone lists the names.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CORE := $(VENV)/.core
+DEV := $(VENV)/.dev
+
+DEMO := --dataset digits --abnormal-class 8 --size tiny --isize 32 --epochs 10
+README_DIR := .
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lab lint fresh readme clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+demo: $(CORE) ## train both models on digits with 8 as the defect, beside the baselines
+	rm -rf runs/demo-anotrans runs/demo-gannext
+	$(BIN)/anogan train --model anotrans $(DEMO) --out runs/demo-anotrans
+	$(BIN)/anogan train --model gannext $(DEMO) --out runs/demo-gannext
+	@echo "Pictures: runs/demo-anotrans/picture.png and runs/demo-gannext/picture.png"
+
+test: $(DEV) ## all that CI checks: lint, fresh, then pytest, which runs every notebook too
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory fresh
+	$(BIN)/python -m pytest --cov
+
+lab: $(DEV) ## the course in JupyterLab
+	$(BIN)/jupyter lab --allow-root nbs/index.ipynb
+
+lint: $(DEV) ## ruff, and who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+# Sums and not `git diff`: it holds in a tree with uncommitted work too, and without git.
+fresh: $(DEV) ## export and clean the notebooks; fails where that changes a file
+	@sums() { cksum nbs/*.ipynb anogan/*.py | sort; }; before=$$(sums); \
+	echo "$(BIN)/nbdev_export; $(BIN)/nbdev_clean"; \
+	$(BIN)/nbdev_export && $(BIN)/nbdev_clean || exit 1; \
+	after=$$(sums); [ "$$before" = "$$after" ] && exit 0; \
+	echo "The notebooks were not clean or anogan/ was not what they export. It is now; look at these files and commit them:" >&2; \
+	printf '%s\n%s\n' "$$before" "$$after" | sort | uniq -u | cut -d ' ' -f 3- | sort -u >&2; exit 1
+
+readme: $(DEV) ## write README.md from nbs/index.ipynb
+	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown nbs/index.ipynb --output-dir $(README_DIR) --output README \
+		--RegexRemovePreprocessor.patterns='^#\|\s*(hide|default_exp)'
+	@sed -E 's#\]\(([0-9]{2}_[a-z]+\.ipynb)#](nbs/\1#; s#\]\(\.\./#](#g' $(README_DIR)/README.md > $(README_DIR)/README.tmp
+	@mv $(README_DIR)/README.tmp $(README_DIR)/README.md
+
+clean: ## remove what was made here; runs/ stays, but for the demo's
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage htmlcov runs/demo-anotrans runs/demo-gannext
+
+# One environment for all. A stamp tells what is installed; it is old when settings.ini or setup.py is newer.
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+		echo "anogan needs Python 3.10 or newer, and '$(PYTHON)' is $$($(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null || echo missing): name one, as in  make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "'$(PYTHON)' cannot make a virtual environment: install its venv module (on Debian and Ubuntu: apt install python3-venv)" >&2; exit 1; }
+
+$(CORE): $(VENV)/pyvenv.cfg settings.ini setup.py
+	@echo "Installing anogan into $(VENV) (the first time this fetches torch: some minutes and some gigabytes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(DEV): $(VENV)/pyvenv.cfg settings.ini setup.py
+	@echo "Installing anogan with its tools into $(VENV) (the first time this fetches torch: some minutes and some gigabytes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(CORE) $@

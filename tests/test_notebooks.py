@@ -1,0 +1,86 @@
+"Every notebook runs from top to bottom, each in a process of its own, within a time limit."
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+LIMIT = float(os.environ.get("ANOGAN_NOTEBOOK_SECONDS", 300))  # each; generous, because a busy machine is no fault of the notebook
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+AT_ONCE = min(4, CORES)
+
+
+def skip_flags():
+    config = ConfigParser(delimiters=["="], interpolation=None)
+    config.read(ROOT / "settings.ini", encoding="utf-8")
+    return config["DEFAULT"]["tst_flags"].split()
+
+
+def run(notebook, log):
+    "In the child: run `notebook`, its output into `log`; exit code 0 where all cells did."
+    os.setsid()  # so that it can be killed with all its own children
+    with open(log, "w") as file:
+        for stream in (1, 2): os.dup2(file.fileno(), stream)
+    os.environ.update(OMP_NUM_THREADS=str(max(1, CORES // AT_ONCE)), MPLBACKEND="agg")
+    from nbdev.test import test_nb
+    passed, _ = test_nb(notebook, skip_flags=skip_flags(), basepath=ROOT)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0 if passed else 1)
+
+
+def run_limited(notebook, log, limit=LIMIT):
+    "In the parent: (exit code, None where the time was up; seconds)."
+    context = multiprocessing.get_context("forkserver")  # a fork of this process would inherit torch and its threads
+    context.set_forkserver_preload(["nbdev.test"])
+    start, child = time.perf_counter(), context.Process(target=run, args=(notebook, log), daemon=True)
+    child.start()
+    child.join(limit)
+    seconds, code = time.perf_counter() - start, child.exitcode
+    if code is None:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.join()
+    return code, seconds
+
+
+@pytest.fixture(scope="module")
+def results(request, tmp_path_factory):
+    "Notebook -> future of its result; as many run at once as there are cores."
+    folder = tmp_path_factory.mktemp("notebooks")
+    asked = [item.callspec.params["notebook"] for item in request.session.items
+             if item.module is request.module and "notebook" in getattr(getattr(item, "callspec", None), "params", ())]
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        yield {notebook: (pool.submit(run_limited, notebook, folder / f"{notebook.stem}.log"), folder / f"{notebook.stem}.log") for notebook in asked}
+        pool.shutdown(cancel_futures=True)
+
+
+def test_there_are_notebooks():
+    assert len(NOTEBOOKS) >= 17
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook(notebook, results, notebook_seconds):
+    future, log = results[notebook]
+    code, seconds = future.result()
+    notebook_seconds[notebook.stem] = seconds
+    if code is None: pytest.fail(f"{notebook.name} was stopped after {LIMIT:.0f} s; its output ends with\n{log.read_text()[-3000:]}")
+    assert code == 0, f"{notebook.name} failed:\n{log.read_text()[-6000:]}"
+
+
+@pytest.mark.parametrize(("source", "limit", "code"), [("assert 1 + 1 == 2", 60, 0), ("#| slow\nassert False", 60, 0), ("assert 1 + 1 == 3", 60, 1),
+                                                       ("import time; time.sleep(600)", 3, None)])
+def test_this_very_test_can_fail(tmp_path, source, limit, code):
+    import nbformat
+    cells = [nbformat.v4.new_code_cell(source)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}),
+                   tmp_path / "made.ipynb")
+    found, seconds = run_limited(tmp_path / "made.ipynb", tmp_path / "made.log", limit)
+    assert found == code and seconds < limit + 30
+    if code == 1: assert "AssertionError" in (tmp_path / "made.log").read_text()
