@@ -44,7 +44,7 @@ fresh: $(DEV) ## export and clean the notebooks; fails where that changes a file
 readme: $(DEV) ## write README.md from nbs/index.ipynb
 	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown nbs/index.ipynb --output-dir $(README_DIR) --output README \
 		--RegexRemovePreprocessor.patterns='^#\|\s*(hide|default_exp)'
-	@sed -E 's#\]\(([0-9]{2}_[a-z]+\.ipynb)#](nbs/\1#; s#\]\(\.\./#](#g' $(README_DIR)/README.md > $(README_DIR)/README.tmp
+	@sed -E 's#\]\(([0-9]{2}_[a-z0-9_]+\.ipynb)#](nbs/\1#g; s#\]\(\.\./#](#g' $(README_DIR)/README.md > $(README_DIR)/README.tmp
 	@mv $(README_DIR)/README.tmp $(README_DIR)/README.md
 
 clean: ## remove what was made here; runs/ stays, but for the demo's

@@ -15,7 +15,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, context_settings={
                   help="Find abnormal images with GANs that learnt what normal images look like.")
 
 
-def in_one_sentence(command):
+def in_one_sentence(command,  # a function of the command line
+                   ):  # the same, with errors turned into sentences and exit codes
     "Turn every error of this package into its sentence: exit code 2 for bad input, 1 where training could not go on."
     @wraps(command)
     def wrapped(*args, **kwargs):
@@ -59,13 +60,14 @@ def train(
     display: Annotated[bool, typer.Option("--display", help="write TensorBoard logs into the folder (pip install 'anogan[log]')")] = False,
 ):
     "Train a detector on normal images, test it, compare it with simple baselines."
-    from anogan.experiments import RunConfig, board, run, verdict
+    from anogan.experiments import RunConfig, board, verdict
+    from anogan.experiments import run as run_experiment
     single = dict(lr=lr, w_adv=w_adv, w_con=w_con, w_lat=w_lat, dim=dim, patch_size=patch_size, ndf=ndf, nz=nz)
     config = RunConfig(dataset=dataset, abnormal_class=abnormal_class, category=category, root=root, n_train=n_train, model=model, size=size,
                        isize=isize, channels=channels, epochs=epochs, batch_size=batch_size, seed=seed, recipe=recipe, device=device,
                        precision=precision, options={name: value for name, value in single.items() if value is not None})
     done = (out / "metrics.json").exists()
-    metrics = run(config, out, on_epoch=board(out) if display else None)
+    metrics = run_experiment(config, out, on_epoch=board(out) if display else None)
     print(f"{out} was finished already" if done else f"results in {out}")
     print(verdict(metrics))
 

@@ -6,6 +6,7 @@ from inspect import signature
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from anogan.anotrans import AnoTrans
@@ -23,6 +24,7 @@ __all__ = ["GENERATORS", "Detector"]
 
 GENERATORS = {"anotrans": AnoTrans, "gannext": GanNeXt}
 SCORE_BATCH = 256  # images per batch when scoring; the scores do not depend on it
+FORMAT = 1  # of saved detectors; a higher number when older versions cannot read them
 MEMORY_SIZE = 10_000  # training images whose features are kept for the score
 HEAT_SIGMA = 1 / 32  # blur of a heat map, as a share of the image's side
 
@@ -67,17 +69,20 @@ class Detector(BaseDetector):
         self.history = []
         if channels: self.build()
 
-    def build(self):
+    def build(self) -> "Detector":
         "Draw both networks from the seed."
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             self.discriminator, self.generator = map(self.network_of, (Discriminator, GENERATORS[self.model]))
         return self
 
-    def network_of(self, part):
+    def network_of(self,
+                   part: type,  # a network class
+                  ) -> torch.nn.Module:  # in eval mode
         "One network, with those of the options that it knows."
         options = {name: value for name, value in self.network.items() if name in option_names(part)}
-        return init_weights(part(self.isize, self.channels, **options)).eval()
+        network = part(self.isize, self.channels, **options)
+        return (init_weights(network) if part is Discriminator or self.recipe.dcgan_init else network).eval()
 
     def fit(self,
             train,  # normal images: a data set, or (N, C, H, W) float in [-1, 1]
@@ -117,20 +122,27 @@ class Detector(BaseDetector):
         self.heat_scale = float(torch.quantile(self.heatmap(val).amax(dim=(1, 2)), 1 - self.false_alarms)) or 1.0
         return self.set_threshold(val, self.false_alarms)
 
-    def batches(self, images, order=None):
+    def batches(self,
+                images,  # a data set, or (N, C, H, W) float in [-1, 1]
+                order=None,  # indices in the order wanted; None: as they are
+               ):  # yields (B, C, H, W) float
         "Batches on the networks' device, checked."
         if self.generator is None: raise InputError("this detector has no networks yet: call fit, or Detector.load")
         device = next(self.generator.parameters()).device
         for x in iterate(images, SCORE_BATCH, order): yield self.check(x).to(device)
 
-    def check(self, x):
+    def check(self,
+              x: torch.Tensor,  # (B, C, H, W)
+             ) -> torch.Tensor:  # the same
         "Images of another shape than the networks' are one sentence."
         if x.shape[1:] != (self.channels, self.isize, self.isize):
             raise InputError(f"this detector takes images of {self.channels}×{self.isize}×{self.isize} (channels, height, width), "
                              f"not {'×'.join(map(str, x.shape[1:]))}; load them with isize={self.isize}, channels={self.channels}")
         return x
 
-    def at_hand(self, images):
+    def at_hand(self,
+                images,  # a data set, or (N, C, H, W) float in [-1, 1]
+               ):  # the same images
         "An in-memory data set, moved to the networks' device once."
         return images.to(start_accelerator(self.device, self.precision).device) if isinstance(images, ImageSet) else images
 
@@ -179,7 +191,7 @@ class Detector(BaseDetector):
                    for key, t in getattr(self, part).state_dict().items()}
         if self.memory: tensors["memory/features"] = self.memory.features.cpu().contiguous()
         weights = save(tensors)
-        facts = dict(format=1, config=self.config(), threshold=self.threshold, heat_scale=self.heat_scale,
+        facts = dict(format=FORMAT, config=self.config(), threshold=self.threshold, heat_scale=self.heat_scale,
                      calibration=asdict(self.calibration) if self.calibration else None, sha256=sha256(weights).hexdigest())
         write_atomically(path / "model.safetensors", weights)
         write_atomically(path / "detector.json", json.dumps(facts, indent=1).encode())
@@ -200,12 +212,20 @@ class Detector(BaseDetector):
                              "name a folder that `save` or `anogan train` wrote") from None
         except (json.JSONDecodeError, UnicodeDecodeError):
             raise InputError(f"{path / 'detector.json'} is not JSON; it is damaged, save the detector again") from None
+        if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+            raise InputError(f"{path / 'detector.json'} is not a detector of format {FORMAT}; save it again with this version of anogan")
         if sha256(weights).hexdigest() != facts.get("sha256"):
             raise InputError(f"{path / 'model.safetensors'} is not the file that was saved with {path / 'detector.json'}; save the detector again")
-        return cls.restore(facts, load(weights), device)
+        try: return cls.restore(facts, load(weights), device)
+        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as e:
+            raise InputError(f"{path / 'detector.json'} does not fit the weights beside it ({type(e).__name__}); save the detector again") from e
 
     @classmethod
-    def restore(cls, facts, tensors, device):
+    def restore(cls,
+                facts: dict,  # what `detector.json` holds
+                tensors: dict,  # what `model.safetensors` holds
+                device: str,  # "auto", "cpu", "cuda" or "mps"
+               ) -> "Detector":
         "Build the detector that `facts` and `tensors` describe."
         config = dict(facts["config"])
         recipe, network = config.pop("recipe"), config.pop("network")

@@ -15,7 +15,7 @@ from anogan.evaluation import delong_test
 from anogan.plots import draw_image, new_figure, roc_curve_plot, score_histogram
 from anogan.trainer import start_accelerator, write_atomically
 
-__all__ = ["RunConfig", "prepare", "run", "compare", "verdict", "result_figure"]
+__all__ = ["RunConfig", "prepare", "run", "verdict", "result_figure"]
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,11 @@ def claim(out,  # folder of the run
     return (out / "metrics.json").exists()
 
 
-def write_json(path, facts): write_atomically(path, json.dumps(facts, indent=1).encode())
+def write_json(path,  # file to write
+               facts,  # JSON-able
+              ):
+    "Write facts as a JSON file that is whole or not there."
+    write_atomically(path, json.dumps(facts, indent=1).encode())
 
 
 def run(config: RunConfig,  # what to run
@@ -113,7 +117,11 @@ def board(out,  # folder of the run
     return on_epoch
 
 
-def measure(config, data, detector, scores):
+def measure(config: RunConfig,  # of the run
+            data,  # AnomalyData
+            detector,  # fitted
+            scores,  # (N,) of the test images
+           ) -> dict:  # the content of `metrics.json`
     "All numbers of a run: the detector's, the baselines' on the same images, and the comparison with the best of them."
     labels = data.test.labels
     metrics = detector.evaluate(data.test)

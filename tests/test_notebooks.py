@@ -3,9 +3,11 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from configparser import ConfigParser
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import pytest
@@ -36,33 +38,44 @@ def run(notebook, log):
     os._exit(0 if passed else 1)
 
 
+RUNNING, LOCK = set(), threading.Lock()  # children, and who may touch them: two threads must not read one exit code
+
+
+def kill(child):
+    try: os.killpg(child.pid, signal.SIGKILL)
+    except ProcessLookupError: child.kill()  # not yet the leader of its group
+    wait([child.sentinel])
+
+
 def run_limited(notebook, log, limit=LIMIT):
     "In the parent: (exit code, None where the time was up; seconds)."
-    context = multiprocessing.get_context("forkserver")  # a fork of this process would inherit torch and its threads
+    log.touch()
+    start, context = time.perf_counter(), multiprocessing.get_context("forkserver")  # a fork of this process would inherit torch and its threads
     context.set_forkserver_preload(["nbdev.test"])
-    start, child = time.perf_counter(), context.Process(target=run, args=(notebook, log), daemon=True)
-    child.start()
-    child.join(limit)
-    seconds, code = time.perf_counter() - start, child.exitcode
-    if code is None:
-        os.killpg(child.pid, signal.SIGKILL)
-        child.join()
-    return code, seconds
+    child = context.Process(target=run, args=(notebook, log))
+    with LOCK:
+        child.start()
+        RUNNING.add(child)
+    if not wait([child.sentinel], limit): kill(child)
+    seconds = time.perf_counter() - start
+    with LOCK:
+        RUNNING.discard(child)
+        return None if child.exitcode == -signal.SIGKILL else child.exitcode, seconds
 
 
 @pytest.fixture(scope="module")
 def results(request, tmp_path_factory):
-    "Notebook -> future of its result; as many run at once as there are cores."
-    folder = tmp_path_factory.mktemp("notebooks")
-    asked = [item.callspec.params["notebook"] for item in request.session.items
-             if item.module is request.module and "notebook" in getattr(getattr(item, "callspec", None), "params", ())]
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        yield {notebook: (pool.submit(run_limited, notebook, folder / f"{notebook.stem}.log"), folder / f"{notebook.stem}.log") for notebook in asked}
-        pool.shutdown(cancel_futures=True)
+    "Notebook -> (future of its result, its output); as many run at once as there are cores."
+    asked = [item.callspec.params["notebook"] for item in request.session.items if getattr(item, "originalname", "") == "test_notebook"]
+    folder, pool = tmp_path_factory.mktemp("notebooks"), ThreadPoolExecutor(AT_ONCE)
+    logs = {notebook: folder / f"{notebook.stem}.log" for notebook in asked}
+    yield {notebook: (pool.submit(run_limited, notebook, log), log) for notebook, log in logs.items()}
+    pool.shutdown(wait=False, cancel_futures=True)
+    for child in list(RUNNING): kill(child)  # the tests were stopped before their end
 
 
 def test_there_are_notebooks():
-    assert len(NOTEBOOKS) >= 17
+    assert NOTEBOOKS
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)

@@ -1,0 +1,135 @@
+"The command line as a shell sees it: exit codes, one sentence, nothing written, JSON lines."
+import json
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from anogan.cli import app
+
+SMALL = "--dataset digits --model gannext --dim 8 --ndf 8 --nz 16 --n-train 64 --device cpu"
+
+
+def anogan(line):
+    return CliRunner().invoke(app, line.split())
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("cli") / "run"
+    result = anogan(f"train {SMALL} --abnormal-class 0 --niter 1 --batch-size 16 --out {out}")
+    assert result.exit_code == 0, result.output
+    return out, result
+
+
+def test_train_says_what_came_out(trained):
+    out, result = trained
+    assert f"results in {out}" in result.stdout and "AUROC: gannext" in result.stdout and "knn" in result.stdout
+    assert {"config.json", "metrics.json", "log.csv", "model", "picture.png", "manifest.json"} == {p.name for p in out.iterdir()}
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["auroc_ci"][0] <= metrics["auroc"] <= metrics["auroc_ci"][1] and metrics["seed"] == 0
+
+
+def test_the_papers_spellings_are_the_same_run(trained):
+    line = f"train {SMALL} --abnormal_class 0 --epochs 1 --batchsize 16 --manualseed 0 --nc 1 --outf {trained[0]}"
+    refused = anogan(line)
+    assert refused.exit_code == 2 and "channels None, not 1" in refused.stderr
+    again = anogan(line.replace("--nc 1", ""))
+    assert again.exit_code == 0 and "was finished already" in again.stdout
+
+
+def test_loss_weights_in_both_spellings(tmp_path):
+    line = f"train {SMALL} --abnormal-class 0 --niter 1 --batchsize 16 --w_adv 1 --w-con 40 --w_lat 2 --lr 1e-4 --display --out {tmp_path / 'out'}"
+    assert anogan(line).exit_code == 0
+    options = json.loads((tmp_path / "out/config.json").read_text())["options"]
+    assert options == dict(lr=1e-4, w_adv=1.0, w_con=40.0, w_lat=2.0, dim=8, ndf=8, nz=16)
+    assert (tmp_path / "out/tensorboard").is_dir()
+
+
+def test_score_prints_a_json_line_per_image(trained, tmp_path):
+    for name, grey in (("b.png", 0), ("a.png", 255)): Image.new("RGB", (50, 40), (grey,) * 3).save(tmp_path / name)
+    result = anogan(f"score {trained[0]} {tmp_path} {tmp_path / 'b.png'} --device cpu")
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [line["path"].rsplit("/", 1)[1] for line in lines] == ["a.png", "b.png", "b.png"]
+    assert all(isinstance(line["score"], float) and isinstance(line["abnormal"], bool) for line in lines)
+    assert abs(lines[1]["score"] - lines[2]["score"]) < 1e-5
+
+
+@pytest.mark.parametrize("flags, fault", [
+    ("--dataset digitz", "unknown data set"), ("--abnormal-class 12", "unknown class"), ("--dataset folder --root nowhere", "not at hand"),
+    ("--isize 48", "32, 64, 128 or 256"), ("--batchsize 4000", "larger than"), ("--device tpu", "unknown device"), ("--dim 7", "dim"),
+    ("--dataset mvtec", "not at hand"), ("--model gan", "unknown model"),
+])
+def test_bad_input_is_one_sentence_exit_code_2_and_no_folder(tmp_path, flags, fault):
+    result = anogan(f"train --device cpu {flags} --out {tmp_path / 'out'}")
+    assert result.exit_code == 2 and fault in result.stderr and result.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_a_missing_gpu_is_one_sentence(tmp_path):
+    import torch
+    if torch.cuda.is_available(): pytest.skip("this machine has a CUDA device")
+    result = anogan(f"train --device cuda --out {tmp_path / 'out'}")
+    assert result.exit_code == 2 and "not there on this machine" in result.stderr and not (tmp_path / "out").exists()
+
+
+def folder_without_layout(path): (path / "cats").mkdir(parents=True)
+
+
+def truncated(path):
+    path.mkdir()
+    Image.effect_noise((64, 64), 50).save(path / "a.png")
+    (path / "a.png").write_bytes((path / "a.png").read_bytes()[:600])
+
+
+def text_named_png(path):
+    path.mkdir()
+    (path / "a.png").write_text("hello")
+
+
+@pytest.mark.parametrize("make, fault", [
+    (lambda path: path.mkdir(), "no images"), (folder_without_layout, "0.normal"), (truncated, "a.png"), (text_named_png, "a.png"),
+])
+def test_bad_folders_to_train_on(tmp_path, make, fault):
+    make(tmp_path / "images")
+    result = anogan(f"train --dataset folder --root {tmp_path / 'images'} --batchsize 2 --device cpu --out {tmp_path / 'out'}")
+    assert result.exit_code == 2 and fault in result.stderr and result.stderr.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+def test_bad_images_to_score(trained, tmp_path):
+    text_named_png(tmp_path / "images")
+    for what in (tmp_path / "images", tmp_path / "images/a.png", tmp_path / "none.png"):
+        result = anogan(f"score {trained[0]} {what} --device cpu")
+        assert result.exit_code == 2 and result.stdout == "" and result.stderr.count("\n") == 1
+    assert anogan(f"score {tmp_path} {tmp_path}").exit_code == 2
+
+
+def test_the_folder_of_another_run_is_left_alone(trained):
+    result = anogan(f"train {SMALL} --abnormal-class 1 --niter 1 --batchsize 16 --out {trained[0]}")
+    assert result.exit_code == 2 and "another run" in result.stderr
+
+
+def test_training_that_cannot_go_on_is_exit_code_1(tmp_path):
+    result = anogan(f"train {SMALL} --abnormal-class 0 --niter 2 --batchsize 16 --lr 1e30 --out {tmp_path / 'out'}")
+    assert result.exit_code == 1 and "diverged" in result.stderr
+
+
+def test_data_lists_every_data_set():
+    result = anogan("data")
+    assert result.exit_code == 0 and len(result.stdout.splitlines()) == 8 and "digits" in result.stdout
+
+
+def test_help_names_every_flag_of_the_papers():
+    text = CliRunner().invoke(app, ["train", "-h"], env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"}).stdout
+    for name in ("abnormal_class", "batchsize", "niter", "isize", "lr", "w_adv", "w_con", "w_lat", "display", "manualseed", "outf"):
+        assert f"--{name}" in text
+
+
+def test_the_installed_command_and_a_light_import():
+    "The command starts without torch, and the detector without the tools of the course."
+    code = ("import sys, anogan.cli; assert 'torch' not in sys.modules; import anogan.detector; "
+            "heavy = {'IPython', 'fastcore', 'nbdev', 'ipywidgets', 'pandas'} & set(sys.modules); assert not heavy, heavy")
+    subprocess.run([sys.executable, "-c", code], check=True)
+    shell = subprocess.run([sys.executable, "-c", "from anogan.cli import main; main()", "data"], capture_output=True, text=True)
+    assert shell.returncode == 0 and "digits" in shell.stdout

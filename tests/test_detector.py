@@ -1,0 +1,150 @@
+"What the detector's chapter cannot show: colours, resuming, damaged files, other data than its own."
+import json
+
+import pytest
+import torch
+
+from anogan.data import ImageSet, load_dataset
+from anogan.detector import GENERATORS, Detector
+from anogan.errors import InputError
+
+NARROW = {"anotrans": dict(dim=8), "gannext": dict(dim=8, depths=(1, 1, 1, 1))}
+
+
+def narrow(model="gannext", **options):
+    return Detector(model, epochs=1, batch_size=16, device="cpu", progress=False, ndf=8, nz=16, **NARROW[model], **options)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_dataset("digits", abnormal_class=3, n_train=64)
+
+
+@pytest.fixture(scope="module", params=GENERATORS)
+def fitted(request, data):
+    return narrow(request.param).fit(data.train, data.val)
+
+
+def test_scores_do_not_depend_on_batch_order_or_companions(fitted, data):
+    x = data.test.stack()[:40]
+    scores = fitted.score(x)
+    order = torch.randperm(40)
+    assert torch.allclose(fitted.score(x[order]), scores[order], rtol=0, atol=1e-5)
+    assert torch.allclose(torch.cat([fitted.score(one[None]) for one in x]), scores, rtol=0, atol=1e-5)
+    assert torch.allclose(torch.cat([fitted.score(part) for part in x.split(7)]), scores, rtol=0, atol=1e-5)
+
+
+def test_save_and_load_keep_every_number(fitted, data, tmp_path):
+    fitted.save(tmp_path / "model")
+    for folder in (tmp_path, tmp_path / "model"):
+        again = Detector.load(folder, device="cpu")
+        assert torch.equal(again.score(data.test), fitted.score(data.test))
+        assert torch.equal(again.heatmap(data.test.stack()[:3]), fitted.heatmap(data.test.stack()[:3]))
+        assert again.threshold == fitted.threshold and again.config() == json.loads(json.dumps(fitted.config()))
+
+
+def test_predictions_are_scores_above_the_threshold(fitted, data):
+    scores = fitted.score(data.val)
+    assert fitted.predict(data.val).tolist() == [int(s > fitted.threshold) for s in scores.tolist()]
+    assert fitted.predict(data.val).double().mean() <= 0.05
+
+
+def test_fit_is_the_same_for_a_seed_and_leaves_the_callers_random_numbers_alone(data):
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    one, two = narrow(seed=1).fit(data.train, data.val), narrow(seed=1).fit(data.train, data.val)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(one.score(data.test), two.score(data.test))
+    assert not torch.equal(one.score(data.test), narrow(seed=2).fit(data.train, data.val).score(data.test))
+
+
+def test_the_test_set_has_no_way_into_fit(data):
+    "Poison every test image: nothing a fitted detector holds may change."
+    before = narrow().fit(data.train, data.val)
+    data.test.pixels.fill_(255)
+    after = narrow().fit(data.train, data.val)
+    assert before.threshold == after.threshold and before.heat_scale == after.heat_scale and before.calibration == after.calibration
+    assert all(torch.equal(a, b) for a, b in zip(before.generator.state_dict().values(), after.generator.state_dict().values()))
+    data.test.pixels.copy_(load_dataset("digits", abnormal_class=3, n_train=64).test.pixels)
+
+
+def test_the_published_recipe_keeps_raw_terms_and_no_memory(data):
+    detector = narrow("gannext", recipe="published").fit(data.train, data.val)
+    terms = detector.terms(data.test)
+    assert detector.memory is None and set(terms) == {"rec", "lat"}
+    assert torch.allclose(detector.score(data.test), 0.95 * terms["rec"] + 0.05 * terms["lat"])
+
+
+def test_published_networks_are_drawn_as_dcgan_draws_them():
+    published, recommended = narrow(recipe="published", channels=1), narrow(channels=1)
+    deviation = lambda d: float(d.generator.encoder[0][0].expand.weight.std())
+    assert abs(deviation(published) - 0.02) < 0.005 < abs(deviation(recommended) - 0.02)
+
+
+def test_colour_images_as_plain_tensors():
+    x = torch.rand(32, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    detector = narrow("anotrans").fit(x[:24], x[24:])
+    assert detector.channels == 3 and detector.score(x).shape == (32,) and detector.reconstruct(x[:2]).shape == (2, 3, 32, 32)
+
+
+def test_64_pixels():
+    x = torch.rand(20, 1, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    detector = Detector("gannext", isize=64, epochs=1, batch_size=4, device="cpu", progress=False, dim=8, depths=(1, 1, 1, 1), ndf=8).fit(x[:16], x[16:])
+    assert detector.heatmap(x).shape == (20, 64, 64)
+
+
+def test_the_memory_is_bounded(data, monkeypatch):
+    monkeypatch.setattr("anogan.detector.MEMORY_SIZE", 10)
+    assert len(narrow().fit(data.train, data.val).memory.features) == 10
+
+
+def test_training_ends_early_when_asked_to(data):
+    detector = Detector("gannext", epochs=5, batch_size=16, device="cpu", progress=False, dim=8, depths=(1, 1, 1, 1))
+    assert len(detector.fit(data.train, data.val, on_epoch=lambda row: row["epoch"] == 2).history) == 2
+
+
+@pytest.mark.parametrize("arguments, fault", [
+    (dict(model="gan"), "unknown model"), (dict(size="huge"), "unknown size"), (dict(recipe="secret"), "unknown recipe"),
+    (dict(isize=48, channels=1), "32, 64, 128 or 256"), (dict(wobble=1), "unknown option"),
+])
+def test_bad_choices_are_one_sentence(arguments, fault):
+    with pytest.raises(InputError, match=fault) as e: Detector(**{"model": "gannext", **arguments})
+    assert "\n" not in str(e.value)
+
+
+def test_abnormal_images_may_not_train_or_validate(data):
+    with pytest.raises(InputError, match="training set holds"): narrow().fit(data.test, data.val)
+    with pytest.raises(InputError, match="validation set holds"): narrow().fit(data.train, data.test)
+
+
+def test_unfitted_detectors_say_so(data, tmp_path):
+    detector = narrow()
+    for use in (lambda: detector.score(data.test), lambda: detector.save(tmp_path), lambda: detector.predict(data.test)):
+        with pytest.raises(InputError, match="not fitted|no networks|no threshold"): use()
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage, fault", [
+    (lambda f: (f / "detector.json").unlink(), "holds no detector"),
+    (lambda f: (f / "model.safetensors").unlink(), "holds no detector"),
+    (lambda f: (f / "detector.json").write_text("{"), "not JSON"),
+    (lambda f: (f / "model.safetensors").write_bytes(b"junk"), "not the file that was saved"),
+    (lambda f: (f / "detector.json").write_text("[]"), "not a detector of format 1"),
+    (lambda f: (f / "detector.json").write_text((f / "detector.json").read_text().replace('"gannext"', '"anotrans"')), "detector.json"),
+])
+def test_damaged_files_are_one_sentence(data, tmp_path, damage, fault):
+    narrow().fit(data.train, data.val).save(tmp_path)
+    damage(tmp_path)
+    with pytest.raises(InputError, match=fault) as e: Detector.load(tmp_path)
+    assert "\n" not in str(e.value)
+
+
+def test_a_planted_defect_is_found_where_it_is():
+    "Uniform grey images with a black square: the heat map is hottest inside it."
+    train = ImageSet(torch.full((48, 1, 32, 32), 200, dtype=torch.uint8))
+    detector = Detector("gannext", epochs=6, batch_size=16, device="cpu", progress=False, dim=8, depths=(1, 1, 1, 1)).fit(train, train.subset(range(8)))
+    x = train.stack()[:1].clone()
+    x[:, :, 4:10, 20:26] = -1
+    row, col = divmod(int(detector.heatmap(x)[0].argmax()), 32)
+    assert 3 <= row <= 10 and 19 <= col <= 26

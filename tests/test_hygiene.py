@@ -1,0 +1,209 @@
+"The marks of a chapter and of an exported name that a program can check, and README.md as the picture of its notebook."
+import ast
+import importlib
+import inspect
+import json
+import re
+import shlex
+import shutil
+import statistics
+import subprocess
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+from typing import Annotated, get_origin
+
+import pytest
+from fastcore.docments import docments
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+MODULES = sorted(path.stem for path in (ROOT / "anogan").glob("[!_]*.py"))
+MACHINE = re.compile(r"/tmp/|/home/|/root/|/work\b|site-packages|\bat 0x[0-9a-f]+")  # what only one machine, or one run, has
+WARNING = re.compile(r"\w*Warning\b: ")
+
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+each_module = pytest.mark.parametrize("name", MODULES)
+
+
+def text(lines):
+    return lines if isinstance(lines, str) else "".join(lines)
+
+
+def read(path):
+    return json.loads(path.read_text(encoding="utf-8"))["cells"]
+
+
+def outputs(path):
+    return [(cell["id"], output) for cell in read(path) for output in cell.get("outputs", [])]
+
+
+def shown(output):
+    "All the text of an output."
+    return "".join(map(text, [output.get("text", ""), *(value for kind, value in output.get("data", {}).items() if kind.startswith("text/"))]))
+
+
+def none(found):
+    "Nothing was found, or all of it is named."
+    assert not found, "\n" + "\n".join(map(str, found))
+
+
+def code_lines(source):
+    return [line for line in source.splitlines() if line.strip() and not line.startswith("#|")]
+
+
+# ---------------------------------------------------------------- notebooks
+
+@each_notebook
+def test_pictures_have_a_text_for_those_who_cannot_see_them(path):
+    pictures = [(cell, output["metadata"].get(kind, {}).get("alt", "")) for cell, output in outputs(path)
+                for kind in output.get("data", {}) if kind.startswith("image/")]
+    none([(cell, alt) for cell, alt in pictures if len(alt) < 20])
+    sources = [text(cell["source"]) for cell in read(path) if cell["cell_type"] == "markdown"]
+    none([alt for source in sources for alt in re.findall(r"!\[(.*?)\]\(", source) if len(alt) < 20])
+    assert not any("<img" in source and 'alt="' not in source for source in sources)
+
+
+@each_notebook
+def test_outputs_are_results_and_nothing_else(path):
+    found = outputs(path)
+    none([cell for cell, output in found if output["output_type"] == "error"])
+    none([(cell, shown(output)) for cell, output in found if output.get("name") == "stderr"])
+    none([(cell, shown(output)) for cell, output in found if WARNING.search(shown(output)) or "\r" in shown(output)])
+
+
+@each_notebook
+def test_nothing_tells_on_which_machine_it_ran(path):
+    texts = [(cell["id"], text(cell["source"])) for cell in read(path)] + [(cell, shown(output)) for cell, output in outputs(path)]
+    none([(cell, match[0]) for cell, content in texts for match in MACHINE.finditer(content)])
+
+
+@each_notebook
+def test_size(path):
+    assert path.stat().st_size < 300_000
+    sources = [text(cell["source"]) for cell in read(path) if cell["cell_type"] == "code"]
+    lengths = [len(code_lines(source)) for source in sources]
+    assert not lengths or statistics.median(lengths) <= 4, "most of the code cells are long"
+    exported_class = re.compile(r"^#\|\s*export\b(.|\n)*^class ", re.MULTILINE)
+    none([source.splitlines()[:3] for source, n in zip(sources, lengths) if n > 25 and not exported_class.search(source)])
+
+
+@each_notebook
+def test_opening(path):
+    first = text(read(path)[0]["source"])
+    assert re.match(r"# \S", first)
+    if path.stem != "index": assert re.search(r"^\*about .* min to read · runs in .* on two cores · needs .*\*$", first, re.MULTILINE), first
+
+
+@each_notebook
+def test_links_lead_somewhere(path):
+    targets = [target for cell in read(path) if cell["cell_type"] == "markdown"
+               for target in re.findall(r"\]\(([^)#\s]+)", text(cell["source"])) if not re.match(r"[a-z]+:", target)]
+    none([target for target in targets if not (path.parent / target).exists()])
+
+
+def test_every_module_comes_from_one_notebook():
+    found = [match[1] for path in NOTEBOOKS for cell in read(path) if (match := re.match(r"#\|\s*default_exp (\S+)", text(cell["source"])))]
+    assert sorted(found) == MODULES
+
+
+# ---------------------------------------------------------------- exported names
+
+def exported(name):
+    "(label, object) of each function and class that `anogan.<name>` exports, and of the public methods."
+    module = importlib.import_module(f"anogan.{name}")
+    for key in module.__all__:
+        value = getattr(module, key)
+        if not (inspect.isfunction(value) or inspect.isclass(value)): continue
+        yield key, value
+        for method, function in vars(value).items() if inspect.isclass(value) else ():
+            function = getattr(function, "fget", None) or getattr(function, "__func__", function)
+            if inspect.isfunction(function) and not method.startswith("_"): yield f"{key}.{method}", function
+
+
+def parameters(value):
+    "Names of the parameters that need a comment: not self, not *args or **options, not what the command line explains in its help."
+    try: signature = inspect.signature(value)
+    except (TypeError, ValueError): return []
+    own = not inspect.isclass(value) or any(part in vars(value) for part in ("__init__", "__dataclass_fields__"))
+    return [p.name for p in signature.parameters.values()
+            if own and p.name not in ("self", "cls") and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) and get_origin(p.annotation) is not Annotated]
+
+
+@each_module
+def test_every_exported_name_says_what_it_does(name):
+    made_up = {label for label, value in exported(name) if (value.__doc__ or "").startswith(f"{value.__name__}(")}  # by @dataclass
+    none([label for label, value in exported(name) if label in made_up or not inspect.getdoc(value)])
+
+
+@each_module
+def test_every_parameter_says_what_it_is(name):
+    silent = [f"{label}({parameter})" for label, value in exported(name) for parameter in parameters(value) if not docments(value).get(parameter)]
+    none(silent)
+
+
+# ---------------------------------------------------------------- project
+
+def imported(path):
+    "Names of the packages that a module imports: (at once, later, inside a function)."
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    names = {id(node): [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module]
+             for node in ast.walk(tree) if isinstance(node, ast.Import) or isinstance(node, ast.ImportFrom) and not node.level}
+    tops = {key: {name.split(".")[0] for name in value} - sys.stdlib_module_names - {"anogan"} for key, value in names.items()}
+    at_once = {id(node) for node in tree.body}
+    return set().union(*(v for k, v in tops.items() if k in at_once)), set().union(*(v for k, v in tops.items() if k not in at_once))
+
+
+def test_the_package_needs_what_it_imports_and_imports_what_it_needs():
+    config = ConfigParser(delimiters=["="], interpolation=None)
+    config.read(ROOT / "settings.ini", encoding="utf-8")
+    other_names = {"scikit-learn": "sklearn", "pillow": "PIL"}
+    needed = {other_names.get(name, name) for name in re.findall(r"(\S+?)[<>=]\S+", config["DEFAULT"]["requirements"])}
+    at_once, later = map(set.union, *(imported(path) for path in sorted((ROOT / "anogan").glob("[!_]*.py"))))
+    assert at_once <= needed, "imported, but not among the requirements of settings.ini"
+    unseen = {"ipywidgets"}  # tqdm draws its progress bar with it in a notebook
+    assert needed <= at_once | later | unseen, "among the requirements of settings.ini, but imported nowhere"
+
+
+def test_readme_is_what_its_notebook_gives(tmp_path):
+    if not shutil.which("make"): pytest.skip("no make here")
+    command = ["make", "--no-print-directory", "readme", "DEV=", f"BIN={Path(sys.executable).parent}", f"README_DIR={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    made, kept = ((folder / "README.md").read_text(encoding="utf-8") for folder in (tmp_path, ROOT))
+    assert [line.rstrip() for line in made.strip().splitlines()] == [line.rstrip() for line in kept.strip().splitlines()], "README.md is old: make readme"
+
+
+def test_the_course_map_has_every_chapter_under_its_own_title():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    for path in NOTEBOOKS:
+        title = re.sub(r"^# (\d+ · )?", "", text(read(path)[0]["source"]).splitlines()[0])
+        if path.stem != "index": assert re.search(rf"\[(\d+ · )?{re.escape(title)}\]\(nbs/{path.name}\)", readme), f"{path.name}: {title}"
+
+
+def fences(language):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
+def test_the_python_of_the_readme_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for code in fences("python"):
+        exec(code.replace("epochs=10", "epochs=1"), names)
+        names["images"] = names["data"].test
+    assert names["Detector"].load("runs/x").threshold == names["detector"].threshold
+
+
+def test_the_commands_of_the_readme_are_understood():
+    import typer
+
+    from anogan.cli import app
+    commands = typer.main.get_command(app).commands
+    lines = [shlex.split(line, comments=True) for fence in fences("sh") for line in fence.splitlines() if line.startswith("anogan ")]
+    assert {line[1] for line in lines} == set(commands)
+    for _, name, *options in lines: commands[name].make_context(name, options)
+
+
+def test_links_of_the_readme_lead_somewhere():
+    targets = re.findall(r"\]\(([^)#\s]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    none([target for target in targets if not re.match(r"[a-z]+:", target) and not (ROOT / target).exists()])
