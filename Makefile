@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 CORE := $(VENV)/.core
 DEV := $(VENV)/.dev
 
-DEMO := --dataset digits --abnormal-class 8 --size tiny --isize 32 --epochs 10
+DEMO := --dataset digits --abnormal-class 8 --size tiny --isize 32 --epochs 10 --batch-size 32
 README_DIR := .
 
 .DEFAULT_GOAL := help
