@@ -20,8 +20,8 @@ from anogan.scoring import Calibration, join_terms
 
 JOINED = {"rec + lat, as published": dict(rec=0.9, lat=0.1), "near + near_fake": dict(near=0.5, near_fake=0.5),
           "4 near + near_fake": dict(near=0.8, near_fake=0.2), "4 near + rec": dict(near=0.8, rec=0.2)}
-VARIANTS = {"recommended": {}, "untrained": {}, "no noise": dict(noise=0.0), "DCGAN weights": dict(dcgan_init=True), "lr 2e-4": dict(lr=2e-4),
-            "no adversarial loss": dict(w_adv=0.0)}
+VARIANTS = {"recommended": {}, "untrained": {}, "latent weight 0.01": dict(w_lat=0.01), "DCGAN weights": dict(dcgan_init=True),
+            "no noise": dict(noise=0.0), "no adversarial loss": dict(w_adv=0.0)}
 
 
 def measure(detector, data):

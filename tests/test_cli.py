@@ -77,14 +77,19 @@ def test_a_missing_gpu_is_one_sentence(tmp_path):
 def folder_without_layout(path): (path / "cats").mkdir(parents=True)
 
 
-def truncated(path):
+def good_images(path):
     path.mkdir()
+    for i in range(12): Image.effect_noise((40, 40), 50).save(path / f"good{i}.png")
+
+
+def truncated(path):
+    good_images(path)
     Image.effect_noise((64, 64), 50).save(path / "a.png")
     (path / "a.png").write_bytes((path / "a.png").read_bytes()[:600])
 
 
 def text_named_png(path):
-    path.mkdir()
+    good_images(path)
     (path / "a.png").write_text("hello")
 
 
