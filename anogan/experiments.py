@@ -75,7 +75,11 @@ def claim(out,  # folder of the run
     return (out / "metrics.json").exists()
 
 # %% ../nbs/16_experiments.ipynb #d21af8a4
-def measure(config, data, detector, scores):
+def measure(config: RunConfig,  # of the run
+            data,  # AnomalyData
+            detector,  # fitted
+            scores,  # (N,) of the test images
+           ) -> dict:  # the content of `metrics.json`
     "All numbers of a run: the detector's, the baselines' on the same images, and the comparison with the best of them."
     labels = data.test.labels
     metrics = detector.evaluate(data.test)
@@ -131,7 +135,11 @@ def result_figure(detector,  # fitted
     return fig
 
 # %% ../nbs/16_experiments.ipynb #c6ac8013
-def write_json(path, facts): write_atomically(path, json.dumps(facts, indent=1).encode())
+def write_json(path,  # file to write
+               facts,  # JSON-able
+              ):
+    "Write facts as a JSON file that is whole or not there."
+    write_atomically(path, json.dumps(facts, indent=1).encode())
 
 # %% ../nbs/16_experiments.ipynb #3cfecdda
 def run(config: RunConfig,  # what to run
