@@ -57,7 +57,7 @@ def unet_places(levels: int,  # of the U-Net, log2 of the image side
         block += "model.3."
     return rows
 
-
+# %% ../nbs/19_released.ipynb #182d76b0
 def discriminator_places(channels: int,  # of the images
                          ndf: int,  # channels after the first layer
                          layers: int,  # number of layers that halve the side
@@ -120,7 +120,7 @@ def read_released(source,  # path of a `.safetensors`, `.pth` or `.pt` file, or 
             raise InputError(f"the entry {key!r} of the released weights is {type(t).__name__}, not a tensor: pass a flat dict of names and tensors")
     return tensors, sizes
 
-
+# %% ../nbs/19_released.ipynb #7d6ec336
 def read_file(path: Path,  # `.safetensors`, `.pth` or `.pt`
              ) -> tuple:  # (what it holds, dict of sizes that it states)
     "The content of a file of weights."
@@ -142,7 +142,7 @@ def read_file(path: Path,  # `.safetensors`, `.pth` or `.pt`
 # %% ../nbs/19_released.ipynb #d5d2a6d5
 PAPER_SIZES = dict(isize=32, patchsize=2, dim=64, ngf=64, ndf=64, nz=100, nc=3)  # GanNeXt's dim is 40
 
-
+# %% ../nbs/19_released.ipynb #8d23e6f4
 def load_released(source,  # path of a `.safetensors`, `.pth` or `.pt` file, or a dict of tensors; keys `netg.*` and `netd.*`, others are ignored
                   model: str,  # "anotrans", "gannext" or "skipganomaly"
                   **config,  # isize, patchsize, dim, ngf, ndf, nz, nc as in the released options; what a model has no use for is ignored

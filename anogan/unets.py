@@ -32,7 +32,7 @@ def separable(c_in: int,  # channels in
     return [nn.Conv2d(c_in, c_in, kernel_size=3, padding=1, groups=c_in, bias=False), nn.Conv2d(c_in, c_out, kernel_size=1, bias=False),
             nn.BatchNorm2d(c_out), nn.ReLU()]
 
-
+# %% ../nbs/18_unets.ipynb #477693c4
 def double_separable(c_in: int,  # channels in
                      c_out: int,  # channels out
                     ) -> nn.Sequential:  # (B, c_in, H, W) to (B, c_out, H, W)
@@ -56,7 +56,7 @@ class ChannelAttention(nn.Module):
         factor = (self.mlp(x.mean(dim=(2, 3))) + self.mlp(x.amax(dim=(2, 3)))).sigmoid()
         return x * factor[:, :, None, None]
 
-
+# %% ../nbs/18_unets.ipynb #a7697d01
 class SpatialAttention(nn.Module):
     "Scale each place by a factor in (0, 1) that mean and maximum over the channels around it decide (CBAM, arXiv 1807.06521, Sec. 3)."
     def __init__(self,
@@ -86,7 +86,7 @@ def check_side(isize: int,  # image side s, pixels
     "Raise one sentence where the U-Nets have no such size."
     if isize not in (32, 64, 128, 256): raise InputError(f"isize {isize} is not legal for the U-Nets: use 32, 64, 128 or 256")
 
-
+# %% ../nbs/18_unets.ipynb #681e8da2
 class SkipGANomaly(nn.Module):
     "Generator of Skip-GANomaly (arXiv 1901.08954, Sec. 3.1), the U-Net of pix2pix (arXiv 1611.07004): images to reconstructions, both in [-1, 1]."
     sizes = {"tiny": dict(ngf=16), "small": dict(ngf=32), "paper": dict(ngf=64)}

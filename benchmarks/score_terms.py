@@ -1,4 +1,4 @@
-"""Which terms of the score find anomalies? AUROC of each, alone and joined, with each ingredient of the recipe taken out.
+"""Which terms of the score find anomalies? AUROC of each, alone and joined, trained and untrained.
 
 Development classes only (digits 0, 1 and 8), so that the other classes stay unseen until a recipe is chosen:
 
@@ -9,6 +9,7 @@ import json
 import platform
 from itertools import product
 from pathlib import Path
+from statistics import mean, stdev
 
 import torch
 
@@ -20,8 +21,7 @@ from anogan.scoring import Calibration, join_terms
 
 JOINED = {"rec + lat, as published": dict(rec=0.9, lat=0.1), "near + near_fake": dict(near=0.5, near_fake=0.5),
           "4 near + near_fake": dict(near=0.8, near_fake=0.2), "4 near + rec": dict(near=0.8, rec=0.2)}
-VARIANTS = {"recommended": {}, "untrained": {}, "latent weight 0.01": dict(w_lat=0.01), "DCGAN weights": dict(dcgan_init=True),
-            "no noise": dict(noise=0.0), "no adversarial loss": dict(w_adv=0.0)}
+VARIANTS = {"recommended": {}, "untrained": {}, "latent weight 0.01": dict(w_lat=0.01)}
 
 
 def measure(detector, data):
@@ -43,6 +43,17 @@ def cell(model, variant, abnormal_class, seed, epochs):
                 con=detector.history[-1]["con"] if detector.history else None)
 
 
+def table(rows):
+    "Markdown: mean ± standard deviation over classes and seeds, a line per model and variant."
+    lines = ["| generator | variant | runs | near | near_fake | rec | lat | kNN on pixels |", "|---|---|---|---|---|---|---|---|"]
+    for model, variant in dict.fromkeys((r["model"], r["variant"]) for r in rows):
+        group = [r for r in rows if (r["model"], r["variant"]) == (model, variant)]
+        columns = [[r["auroc"][term] for r in group] for term in ("near", "near_fake", "rec", "lat")] + [[r["knn"] for r in group]]
+        cells = [f"{mean(values):.3f} ± {stdev(values):.3f}" if len(values) > 1 else f"{values[0]:.3f}" for values in columns]
+        lines.append(f"| {model} | {variant} | {len(group)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
@@ -50,8 +61,10 @@ def main():
     parser.add_argument("--classes", nargs="+", type=int, default=[0, 1, 8])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--table", action="store_true", help="print what is there as Markdown and stop")
     args = parser.parse_args()
     rows = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
+    if args.table: return print(table(rows))
     done = {(r["model"], r["variant"], r["abnormal_class"], r["seed"]) for r in rows}
     for variant, seed, model, c in product(VARIANTS, range(args.seeds), args.models, args.classes):
         if (model, variant, c, seed) in done: continue
