@@ -7,12 +7,14 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from PIL import Image
+from scipy.stats import ttest_1samp
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
-from anogan.data import ImageSet
+from anogan.data import ImageSet, load_dataset
 from anogan.errors import InputError
-from anogan.evaluation import (BaseDetector, auroc, auroc_interval, average_precision, delong_test, evaluate_scores, fpr_at_tpr,
-                               mid_ranks, peeking_gap, rates_at, threshold_from)
+from anogan.evaluation import (BaseDetector, PairedTest, auroc, auroc_interval, average_precision, delong_test, evaluate_maps,
+                               evaluate_scores, fpr_at_tpr, mean_difference, mean_sd, mid_ranks, peeking_gap, rates_at, threshold_from)
 
 calm = settings(deadline=None, derandomize=True, database=None, max_examples=60)  # the same draws on every machine, however busy
 
@@ -53,6 +55,21 @@ def test_only_the_order_counts(case, scale, shift):
         assert figure(moved, labels) == figure(scores, labels)
     assert auroc(np.exp(scores), labels) == auroc(scores, labels)
     assert auroc(torch.tensor(moved).float(), torch.tensor(labels)) == pytest.approx(auroc(moved, labels), abs=1e-12)
+
+
+@pytest.mark.parametrize("change", [
+    lambda s: s.astype(np.float16), lambda s: s.astype(np.int8), lambda s: (s - s.min()).astype(np.uint8), lambda s: s * 1e300, lambda s: s * 1e-300,
+    lambda s: s * 5e-324, lambda s: s + 1e15, lambda s: s.tolist(), lambda s: torch.tensor(s).bfloat16(), lambda s: torch.tensor(s).half(),
+    lambda s: torch.tensor(s, requires_grad=True), lambda s: torch.tensor(s.astype(np.int64)),
+], ids=["float16", "int8", "uint8", "1e300", "1e-300", "subnormal", "offset", "list", "bfloat16", "half", "grad", "int64"])
+def test_whatever_numbers_the_scores_are(change):
+    rng = np.random.default_rng(4)
+    scores, labels = rng.integers(-9, 10, 80).astype(float), rng.integers(0, 2, 80)
+    moved = change(scores)
+    expected, found = (evaluate_scores(s, labels, threshold_from(s, 0.5)) for s in (scores, moved))
+    assert math.isfinite(found.pop("threshold")) and expected.pop("threshold") is not None
+    assert found == expected
+    assert delong_test(moved, scores, labels) == delong_test(scores, scores, labels)
 
 
 @calm
@@ -123,6 +140,48 @@ def test_paired_test_without_spread_stays_finite():
     assert delong_test([0.0, 1.0], [1.0, 0.0], [0, 1]).p > 0.05  # two images prove nothing
 
 
+# The 113 patients of Turck et al., Intensive Care Medicine 36 (2010), as the R package pROC ships them: poor outcome, and three scores.
+POOR = np.array([c == "1" for c in "00001101001011001011101000000000100110110000000001100010001010011101101111000110100000010000000000001111110001000"])
+WFNS = np.array([float(c) for c in "11113254125255125225211112121134214541425511241125521251222151125214524414121421232421451154221113125225552445111"])
+S100B = np.array([
+    0.13, 0.14, 0.1, 0.04, 0.13, 0.1, 0.47, 0.16, 0.18, 0.1, 0.12, 0.1, 0.44, 0.71, 0.04, 0.08, 0.49, 0.04, 0.07, 0.33, 0.09, 0.09, 0.07,
+    0.11, 0.07, 0.17, 0.07, 0.11, 0.13, 0.19, 0.05, 0.16, 0.41, 0.14, 0.34, 0.35, 0.48, 0.09, 0.96, 0.25, 0.5, 0.46, 0.16, 0.07, 0.43, 0.45,
+    0.11, 0.08, 0.09, 0.86, 0.52, 0.08, 0.06, 0.13, 2.07, 0.1, 0.14, 0.15, 0.07, 0.06, 0.77, 0.05, 0.09, 0.3, 0.03, 0.09, 0.04, 0.23, 0.7,
+    0.09, 0.27, 0.71, 0.08, 0.26, 0.08, 0.16, 0.09, 0.13, 0.1, 0.08, 0.11, 0.33, 0.11, 0.28, 0.07, 0.1, 0.32, 0.22, 0.07, 0.05, 0.24, 0.38,
+    0.1, 0.15, 0.08, 0.14, 0.1, 0.07, 0.04, 0.19, 0.56, 0.14, 0.58, 0.32, 0.82, 0.74, 0.15, 0.47, 0.17, 0.44, 0.15, 0.5, 0.48])
+NDKA = np.array([
+    3.01, 8.54, 8.09, 10.42, 17.4, 12.75, 6.0, 13.2, 15.54, 6.01, 15.96, 17.86, 5.18, 8.9, 13.41, 20.75, 11.6, 16.11, 32.37, 54.82, 32.41,
+    49.94, 40.34, 9.47, 6.29, 12.53, 6.54, 6.3, 80.3, 12.8, 9.8, 9.81, 9.85, 18.21, 5.03, 14.04, 21.93, 8.02, 7.42, 8.38, 6.59, 9.63, 13.12,
+    7.96, 14.34, 41.43, 7.63, 7.06, 12.59, 13.56, 3.87, 9.44, 7.66, 12.98, 419.19, 27.19, 22.27, 9.95, 21.22, 11.73, 10.4, 58.83, 6.39,
+    11.09, 12.22, 13.67, 17.21, 22.63, 12.9, 9.7, 21.57, 8.23, 72.57, 15.54, 10.51, 10.6, 14.57, 5.19, 9.63, 4.61, 21.48, 17.3, 12.71, 9.44,
+    11.07, 19.46, 10.83, 5.37, 11.97, 7.75, 9.83, 10.55, 28.49, 8.53, 12.57, 12.9, 46.83, 11.68, 12.67, 9.01, 9.57, 34.06, 11.72, 14.26,
+    47.61, 11.67, 24.58, 10.33, 13.87, 15.89, 22.43, 6.79, 13.45])
+
+
+@pytest.mark.parametrize("a, b, z, p, low, high", [
+    (WFNS, S100B, 2.20898359144091, 0.0271757822291882, 0.0104061769564846, 0.174214419249478),
+    (WFNS, NDKA, 2.79777591868904, 0.00514557970691098, 0.0634011709339876, 0.3600405634833566),
+    (NDKA, S100B, -1.39077002573558, 0.164295175223054, -0.2876917446341914, 0.0488706064228094),
+])
+def test_delong_gives_what_proc_publishes(a, b, z, p, low, high):
+    "The figures that pROC's own tests expect of its DeLong test (Robin et al., BMC Bioinformatics 12, 2011)."
+    found = delong_test(a, b, POOR)
+    assert (found.z, found.p, found.low, found.high) == pytest.approx((z, p, low, high), rel=1e-12)
+
+
+@pytest.mark.parametrize("scores, variance", [(WFNS, 0.00146991470882363), (NDKA, 0.0031908105493913), (S100B, 0.00266868245717244)])
+def test_the_interval_rests_on_the_variance_that_proc_publishes(scores, variance):
+    area, (low, high) = auroc(scores, POOR), auroc_interval(scores, POOR)
+    half = 1.959963984540054 * math.sqrt(variance) / (area * (1 - area))
+    assert [math.log(end / (1 - end)) for end in (low, high)] == pytest.approx([math.log(area / (1 - area)) + side * half for side in (-1, 1)])
+
+
+def test_area_of_hanley_and_mcneil():
+    "109 CT images rated 1 to 5 (Radiology 143, 1982): they print an area of 0.893."
+    ratings, labels = np.repeat([1, 2, 3, 4, 5] * 2, [33, 6, 6, 11, 2, 3, 2, 2, 11, 33]), np.repeat([0, 1], [58, 51])
+    assert round(auroc(ratings, labels), 3) == 0.893
+
+
 @calm
 @given(st.lists(st.integers(-50, 50), min_size=1, max_size=60), st.floats(0, 0.99))
 def test_threshold_keeps_its_promise_on_every_exchangeable_draw(values, alpha):
@@ -163,6 +222,10 @@ def test_one_class_leaves_the_undefined_none(label):
 @pytest.mark.parametrize("scores, labels, says", [
     ([0.1, math.nan], [0, 1], "1 values that are NaN or infinite"),
     ([0.1, -math.inf], [0, 1], "NaN or infinite"),
+    (torch.tensor([math.nan, 1.0]), [0, 1], "NaN or infinite"),
+    (np.array([np.inf, np.inf], dtype=np.float16), [0, 1], "2 values that are NaN or infinite, out of 2"),
+    ([None, 1.0], [0, 1], "NaN or infinite"),
+    ([1j, 2.0], [0, 1], "not all numbers"),
     ([1.0], [0, 1], "1 scores but 2 labels"),
     ([1.0, 2.0], [0, 2], "labels hold 2"),
     ([1.0, 2.0], [0.5, 1], "labels hold 0.5"),
@@ -190,6 +253,138 @@ def test_what_cannot_be_judged_is_refused_in_one_sentence(scores, labels, says):
 def test_bad_arguments_are_named(call, says):
     with pytest.raises(InputError) as caught: call()
     assert says in str(caught.value)
+
+
+# ---------------------------------------------------------------- several classes and seeds
+
+def test_mean_and_spread_over_seeds():
+    assert mean_sd([0.6, 0.7, 0.8]) == pytest.approx((0.7, 0.1))
+    assert mean_sd(torch.tensor([[1.0, 0.0], [0.0, 1.0]])) == (0.5, 0.0)  # a class's good seed is another's bad one
+    assert mean_sd([[0.5], [0.7]]) == (pytest.approx(0.6), None)
+    with pytest.raises(InputError, match="equally many seeds"): mean_sd([[0.5, 0.6], [0.7]])
+    with pytest.raises(InputError, match="NaN"): mean_sd([0.5, math.nan])
+    with pytest.raises(InputError, match="no figures"): mean_sd([])
+
+
+@calm
+@given(st.lists(st.floats(-1, 1), min_size=2, max_size=15), st.floats(0.5, 0.999))
+def test_the_class_is_the_observation(differences, level):
+    assume(np.std(differences) > 1e-6)
+    expected = ttest_1samp(differences, 0)
+    found, low_high = mean_difference(differences, level), expected.confidence_interval(level)
+    assert (found.z, found.p) == pytest.approx((expected.statistic, expected.pvalue), rel=1e-6, abs=1e-12)
+    assert (found.low, found.high) == pytest.approx((max(-1, low_high.low), min(1, low_high.high)), abs=1e-9)
+    assert mean_difference([[d + e for e in (-0.1, 0, 0.1)] for d in differences], level).p == pytest.approx(found.p, abs=1e-6)  # seeds are averaged
+
+
+def test_more_seeds_are_not_more_classes():
+    "Repeating what is known already must not make it surer."
+    differences = np.array([0.02, 0.05, -0.01])
+    assert mean_difference(np.repeat(differences[:, None], 10, axis=1)).p == pytest.approx(mean_difference(differences).p)
+
+
+def test_classes_that_agree_to_the_last_digit_prove_nothing():
+    for value in (0.0, 0.1): assert mean_difference([value] * 5) == PairedTest(value, -1.0, 1.0, 0.0, 1.0)
+    assert mean_difference([0.1] * 5).mark == "="
+    assert [PairedTest(0, low, high, 0, 1).mark for low, high in ((0.1, 0.2), (-0.2, -0.1), (-0.1, 0.1), (0, 0.1))] == ["▲", "▼", "=", "="]
+
+
+@pytest.mark.parametrize("differences, says", [([], "0 class"), ([0.1], "use delong_test"), ([[0.1, 0.2]], "1 class"), ([0.1, math.nan], "NaN"),
+                                               ([[0.1], [[0.2]]], "shape")])
+def test_too_little_to_compare(differences, says):
+    with pytest.raises(InputError, match=says): mean_difference(differences)
+    with pytest.raises(InputError, match="level 95"): mean_difference([0.1, 0.2], level=95)
+
+
+# ---------------------------------------------------------------- pixels
+
+def slow_figures(maps, masks, limit):
+    "Pixel AUROC over all pairs, and AUPRO threshold by threshold; regions grow pixel by pixel through eight neighbours."
+    regions, left = [], {tuple(map(int, at)) for at in np.argwhere(masks)}
+    while left:
+        region, edge = set(), [left.pop()]
+        while edge:
+            n, y, x = edge.pop()
+            region.add((n, y, x))
+            near = {(n, y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
+            left -= near
+            edge += near
+        regions.append(tuple(np.array(sorted(region)).T))
+    points = [(0.0, 0.0)]
+    for level in sorted(set(maps.flat), reverse=True):
+        hot = maps >= level
+        points.append((hot[~masks].mean(), np.mean([hot[region].mean() for region in regions])))
+    area = 0.0
+    for (x0, y0), (x1, y1) in zip(points, points[1:]):
+        if x1 > limit > x0: x1, y1 = limit, y0 + (y1 - y0) * (limit - x0) / (x1 - x0)
+        if x1 <= limit: area += (x1 - x0) * (y0 + y1) / 2
+    return pairs(maps.ravel(), masks.ravel()).mean(), area / limit
+
+
+@calm
+@given(st.integers(0, 10**6), st.integers(2, 6), st.sampled_from([2, 5, 1000]), st.sampled_from([0.05, 0.3, 1.0]))
+def test_pixel_figures_agree_with_the_slow_way(seed, side, levels, limit):
+    rng = np.random.default_rng(seed)
+    maps, masks = rng.integers(0, levels, (3, side, side)).astype(np.float32), rng.random((3, side, side)) < rng.choice([0.1, 0.3, 0.6])
+    assume(masks.any() and not masks.all())
+    found = evaluate_maps(maps, masks, limit)
+    assert (found["pixel_auroc"], found["aupro"]) == pytest.approx(slow_figures(maps, masks, limit), abs=1e-9)
+    assert found["pixel_auroc"] == pytest.approx(roc_auc_score(masks.ravel(), maps.ravel()), abs=1e-9)
+
+
+def two_defects():
+    "A block of 16 pixels and a diagonal of 4, far apart, in the second of two images."
+    masks = np.zeros((2, 20, 20), dtype=bool)
+    masks[1, 2:6, 2:6] = True
+    masks[1, range(12, 16), range(12, 16)] = True
+    return masks
+
+
+def test_hand_made_maps():
+    masks = two_defects()
+    assert evaluate_maps(masks.astype(float), masks) == pytest.approx(dict(pixel_auroc=1, aupro=1))
+    assert evaluate_maps(-masks.astype(float), masks) == pytest.approx(dict(pixel_auroc=0, aupro=0))
+    assert evaluate_maps(np.full(masks.shape, 0.7), masks) == pytest.approx(dict(pixel_auroc=0.5, aupro=0.15))
+    assert evaluate_maps(np.full(masks.shape, 0.7), masks, limit=1.0)["aupro"] == pytest.approx(0.5)
+    missed = np.zeros(masks.shape)
+    missed[1, 2:6, 2:6], missed[1, range(12, 16), range(12, 16)] = 1, -1  # the block found, the diagonal colder than all
+    assert evaluate_maps(missed, masks) == pytest.approx(dict(pixel_auroc=16 / 20, aupro=1 / 2))
+    half = np.where(masks, 1.0, 0.0)
+    half[1, 2:4, 2:6] = -1  # half of the block, and all of the diagonal
+    assert evaluate_maps(half, masks)["aupro"] == pytest.approx(3 / 4)
+
+
+def test_pixels_of_normal_images_and_around_defects_are_normal_alike():
+    masks, maps = two_defects(), np.zeros((2, 20, 20))
+    maps[masks] = 2
+    maps[0, 0, :19], maps[1, 19, :19] = 3, 1  # 19 of 780 normal pixels hotter than the defects
+    for order in ([0, 1], [1, 0]):
+        assert evaluate_maps(maps[order], masks[order])["pixel_auroc"] == pytest.approx(1 - 19 / 780)
+        assert evaluate_maps(maps[order], masks[order])["aupro"] == pytest.approx(1 - 19 / 780 / 0.3)
+
+
+@pytest.mark.parametrize("change", [lambda m: m * 1e-30, lambda m: m * 1e30, lambda m: m.astype(np.float16), lambda m: m.astype(np.int16),
+                                    lambda m: torch.tensor(m).bfloat16(), lambda m: torch.tensor(m, requires_grad=True)])
+def test_only_the_order_of_the_heat_counts(change):
+    masks, maps = two_defects(), np.random.default_rng(0).integers(0, 50, (2, 20, 20)).astype(np.float32)
+    assert evaluate_maps(change(maps), torch.tensor(masks)) == evaluate_maps(maps, 255 * masks.astype(np.uint8))
+
+
+@pytest.mark.parametrize("maps, masks, options, says", [
+    (np.zeros((2, 8, 8)), np.zeros((2, 4, 4)), {}, "(2, 8, 8) and masks (2, 4, 4) do not fit"),
+    (np.zeros((8, 8)), np.zeros((8, 8)), {}, "pass both as (N, H, W)"),
+    (np.full((1, 2, 2), np.nan), np.eye(2)[None], {}, "4 values that are NaN"),
+    (np.zeros((1, 2, 2)), np.eye(2)[None], dict(limit=0), "limit 0"),
+    (np.zeros((1, 2, 2)), np.eye(2)[None], dict(limit=30), "limit 30"),
+])
+def test_maps_that_cannot_be_judged(maps, masks, options, says):
+    with pytest.raises(InputError) as caught: evaluate_maps(maps, masks, **options)
+    assert says in str(caught.value)
+
+
+def test_one_kind_of_pixel_has_no_figures():
+    for masks in (np.zeros((1, 3, 3)), np.ones((1, 3, 3)), np.zeros((0, 3, 3))):
+        assert evaluate_maps(np.zeros(masks.shape), masks) == dict(pixel_auroc=None, aupro=None)
 
 
 def test_small_things():
@@ -227,3 +422,39 @@ def test_threshold_refuses_abnormal_validation_images():
     with pytest.raises(InputError, match="1 images labelled abnormal"): detector.set_threshold(bright([1, 2, 3], [0, 1, 0]))
     assert detector.threshold is None
     with pytest.raises(TypeError, match="abstract"): BaseDetector()
+
+
+class Glow(Brightness):
+    "Brightness, with a heat map: each pixel's own."
+    def heatmap(self, images): return (images if torch.is_tensor(images) else images.stack()).mean(1)
+
+
+@pytest.fixture
+def plates(tmp_path):
+    "MVTec AD's layout: dark grey plates; a defect is a white square, and its mask says so."
+    for part, n in (("train/good", 20), ("test/good", 4), ("test/spot", 4)):
+        (tmp_path / "plate" / part).mkdir(parents=True)
+        for i in range(n):
+            pixels = np.random.RandomState(len(part) * 100 + i).randint(0, 90, (16, 16)).astype(np.uint8)
+            mask = np.zeros((16, 16), np.uint8)
+            if "spot" in part:
+                mask[4:8, i:i + 4] = 255
+                (tmp_path / "plate/ground_truth/spot").mkdir(parents=True, exist_ok=True)
+                Image.fromarray(mask).save(tmp_path / f"plate/ground_truth/spot/{i:03}_mask.png")
+            Image.fromarray(np.maximum(pixels, mask)).save(tmp_path / "plate" / part / f"{i:03}.png")
+    return load_dataset("mvtec", root=tmp_path, category="plate", isize=16)
+
+
+def test_masks_bring_figures_per_pixel(plates):
+    found = Glow().fit(plates.train, plates.val).evaluate(plates.test)
+    assert (found["auroc"], found["pixel_auroc"], found["aupro"]) == pytest.approx((1, 1, 1))
+    assert found == json.loads(json.dumps(found, allow_nan=False))
+    upside_down = type("Blind", (Glow,), dict(heatmap=lambda self, images: -images.stack().mean(1)))().fit(plates.train, plates.val)
+    assert upside_down.evaluate(plates.test)["pixel_auroc"] == pytest.approx(0)
+
+
+def test_without_masks_or_heat_map_there_are_none(plates):
+    for found in (Brightness().fit(plates.train, plates.val).evaluate(plates.test),
+                  Glow().fit(plates.train, plates.val).evaluate(plates.test.subset([0, 1, 2])),  # masks, and no defect
+                  Glow().fit(plates.train, plates.val).evaluate(bright([1, 2], [0, 1]))):
+        assert found["pixel_auroc"] is None and found["aupro"] is None
