@@ -2,14 +2,17 @@
 
 # %% auto #0
 __all__ = ['BATCH', 'BASELINES', 'PixelBaseline', 'MeanImage', 'MeanIntensity', 'PCAReconstruction', 'NearestNeighbours',
-           'IsolationForestPixels', 'OneClassSVMPixels', 'MahalanobisPixels', 'run_baselines']
+           'IsolationForestPixels', 'OneClassSVMPixels', 'MahalanobisPixels', 'cached_weights', 'NetworkNeighbours',
+           'run_baselines']
 
 # %% ../nbs/14_baselines.ipynb #f90fec35
-"""Detectors without a network: a few lines of scikit-learn each, on raw pixels."""
+"""Detectors that train no network: a few lines of scikit-learn each, on raw pixels or on the features of a ready-made network."""
 import inspect
+from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.covariance import LedoitWolf
 from sklearn.decomposition import PCA
 from sklearn.ensemble import IsolationForest
@@ -17,21 +20,34 @@ from sklearn.neighbors import NearestNeighbors
 from sklearn.svm import OneClassSVM
 
 from .data import iterate, labels_of
-from .errors import InputError
+from .errors import InputError, choose
 from .evaluation import BaseDetector
+from .scoring import error_map, smooth
 
 # %% ../nbs/14_baselines.ipynb #37fe0541
 BATCH = 256  # images flattened and scored at a time
 
 
-def _rows(images):
-    "Batches of images as (B, C·H·W) float64 rows; doubles, so that no score hangs on the company it is computed in."
-    for batch in iterate(images, BATCH): yield batch.detach().cpu().flatten(1).double().numpy()
-
-
 class PixelBaseline(BaseDetector):
     "A detector on flattened pixels: a subclass says how rows of pixels are learnt and judged."
-    width = None  # pixels per image, C·H·W, once fitted
+    shape = None  # (C, H, W) of the training images, once fitted
+
+    def batches(self,
+                images,  # a data set, or (N, C, H, W) float in [-1, 1]
+                size: int = BATCH,  # images per batch
+               ):  # yields (B, C, H, W) float on the CPU
+        "Batches of images; once fitted, of the training images' shape only."
+        for batch in iterate(images, size):
+            if self.shape not in (None, batch.shape[1:]):
+                raise InputError(f"images of {'×'.join(map(str, batch.shape[1:]))} (channels, height, width) do not fit a training "
+                                 f"on {'×'.join(map(str, self.shape))}: use the same size and channels")
+            yield batch.detach().cpu()
+
+    def rows(self,
+             images,  # a data set, or (N, C, H, W) float in [-1, 1]
+            ):  # yields (B, C·H·W) float64 arrays
+        "Images as rows of numbers; doubles, so that no score hangs on the company it is computed in."
+        for batch in self.batches(images): yield batch.flatten(1).double().numpy()
 
     def learn(self,
               rows,  # (N, C·H·W) float64 training pixels in [-1, 1]
@@ -52,23 +68,23 @@ class PixelBaseline(BaseDetector):
         "Learn from `train` alone, then take the threshold from `val`."
         if not torch.is_tensor(train) and (abnormal := int(labels_of(train).sum())):
             raise InputError(f"the training set holds {abnormal} images labelled abnormal: train on normal images only")
-        rows = np.concatenate(list(_rows(train)))
+        self.shape = self.threshold = None
+        rows = np.concatenate(list(self.rows(train)))
         if len(rows) < 2: raise InputError("one training image shows no variety: train on at least two")
-        self.width, self.threshold = rows.shape[1], None
         self.learn(rows)
+        self.shape = next(iterate(train, 1)).shape[1:]
         return self if val is None else self.set_threshold(val)
+
+    def must_be_fitted(self):
+        "Raise one sentence where nothing was learnt yet."
+        if self.shape is None: raise InputError(f"this {type(self).__name__} has learnt nothing yet: call fit first")
 
     def score(self,
               images,  # a data set, or (N, C, H, W) float in [-1, 1]
              ):  # (N,) float32 tensor on the CPU, higher = more abnormal
-        "Anomaly score of each image, 256 images at a time."
-        if self.width is None: raise InputError(f"this {type(self).__name__} has learnt nothing yet: call fit first")
-        return torch.from_numpy(np.concatenate([self._checked(rows) for rows in _rows(images)])).float()
-
-    def _checked(self, rows):
-        if rows.shape[1] != self.width:
-            raise InputError(f"images have {rows.shape[1]} pixels but training had {self.width}: use the same size and channels")
-        return self.judge(rows)
+        "Anomaly score of each image."
+        self.must_be_fitted()
+        return torch.from_numpy(np.concatenate([self.judge(rows) for rows in self.rows(images)])).float()
 
 # %% ../nbs/14_baselines.ipynb #52d3216f
 class MeanImage(PixelBaseline):
@@ -113,10 +129,24 @@ class PCAReconstruction(PixelBaseline):
         components = self.components if self.components < 1 else int(min(self.components, *rows.shape))
         self.pca = PCA(components, random_state=self.seed).fit(rows)
 
+    def rebuild(self,
+                rows,  # (B, C·H·W) pixels
+               ):  # (B, C·H·W)
+        "The round trip through the components."
+        return self.pca.inverse_transform(self.pca.transform(rows))
+
     def judge(self,
               rows,  # (B, C·H·W) pixels
              ):  # (B,) mean squared residual
-        return ((rows - self.pca.inverse_transform(self.pca.transform(rows))) ** 2).mean(1)
+        return ((rows - self.rebuild(rows)) ** 2).mean(1)
+
+    def heatmap(self,
+                images,  # a data set, or (N, C, H, W) float in [-1, 1]
+               ):  # (N, H, W) ≥ 0, on the CPU
+        "Where the round trip loses most: the squared residual of each pixel, blurred by 1/32 of the width, as the networks' heat maps are."
+        self.must_be_fitted()
+        residuals = [error_map(x, torch.from_numpy(self.rebuild(x.flatten(1).double().numpy())).view(x.shape)) for x in self.batches(images)]
+        return smooth(torch.cat(residuals).float(), self.shape[-1] / 32)
 
 # %% ../nbs/14_baselines.ipynb #030818b3
 class NearestNeighbours(PixelBaseline):
@@ -142,8 +172,8 @@ class NearestNeighbours(PixelBaseline):
                    images,  # a data set, or (N, C, H, W) float in [-1, 1]
                   ):  # (N, k) int64 positions in the training set, nearest first
         "Which training images an image was compared with."
-        if self.width is None: raise InputError("there are no neighbours before training: call fit first")
-        return torch.from_numpy(np.concatenate([self.search.kneighbors(rows, return_distance=False) for rows in _rows(images)]))
+        self.must_be_fitted()
+        return torch.from_numpy(np.concatenate([self.search.kneighbors(rows, return_distance=False) for rows in self.rows(images)]))
 
 # %% ../nbs/14_baselines.ipynb #308b038c
 class IsolationForestPixels(PixelBaseline):
@@ -207,9 +237,60 @@ class MahalanobisPixels(PixelBaseline):
              ):  # (B,) distance
         return np.sqrt(np.maximum(self.covariance.mahalanobis(self.pca.transform(rows)), 0))
 
+# %% ../nbs/14_baselines.ipynb #4ca7e614
+def cached_weights(network: str,  # a classifier of torchvision, such as "resnet18"
+                  ):  # torchvision's handle on its ImageNet weights, or None
+    "The weights of a network where torch's cache holds their file; nothing is downloaded."
+    from torchvision.models import get_model_weights
+    weights = get_model_weights(network).DEFAULT
+    return weights if Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name).is_file() else None
+
+# %% ../nbs/14_baselines.ipynb #8a8009a0
+class NetworkNeighbours(NearestNeighbours):
+    """Nearest neighbours in the features of a torchvision network (Bergman et al. 2020): one layer's channels, each averaged over all places.
+
+    `weights` is the name of the ImageNet weights found in torch's cache, or "random": nothing is downloaded, and the metrics say which."""
+    def __init__(self,
+                 network: str = "resnet18",  # a classifier of torchvision
+                 layer: str = "layer2",  # one of its parts, giving (B, C, h, w); of resnet18: layer1 to layer4
+                 k: int = 1,  # neighbours, at most the number of training images
+                 pretrained: bool = True,  # use ImageNet weights where they are at hand; else random ones, the control
+                 seed: int = 0,  # of random weights
+                ):
+        from torchvision import models
+        from torchvision.models.feature_extraction import create_feature_extractor
+        super().__init__(k)
+        found = cached_weights(choose(network, models.list_models(models), "network")) if pretrained else None
+        self.weights = found.name if found else "random"
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = models.get_model(network)
+        try:
+            if found: model.load_state_dict(found.get_state_dict(progress=False, weights_only=True))
+        except Exception as e:
+            raise InputError(f"the weights of {network} in {torch.hub.get_dir()} are damaged ({type(e).__name__}): delete them, or use pretrained=False") from e
+        choose(layer, dict(model.named_children()), "layer")
+        self.features = create_feature_extractor(model, {layer: "features"}).eval().requires_grad_(False)
+
+    def rows(self,
+             images,  # a data set, or (N, C, H, W) float in [-1, 1]
+            ):  # yields (B, channels of the layer) float64 arrays
+        "Each image as the means of the layer's channels; grey is shown as colour, and images below 32 pixels are enlarged to it."
+        mean, sd = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])[:, :, None, None]  # of ImageNet's pixels in [0, 1]
+        for x in self.batches(images, BATCH // 8):
+            if min(x.shape[2:]) < 32: x = F.interpolate(x, size=(32, 32), mode="bilinear")
+            features = self.features((x.expand(-1, 3, -1, -1) / 2 + 0.5 - mean) / sd)["features"]
+            yield features.reshape(*features.shape[:2], -1).mean(2).double().numpy()
+
+    def evaluate(self,
+                 dataset,  # images with labels 0 normal, 1 abnormal
+                ) -> dict:  # as every detector's, and `weights`
+        "Metrics, with the fact on which they hang."
+        return super().evaluate(dataset) | dict(weights=self.weights)
+
 # %% ../nbs/14_baselines.ipynb #7598f442
 BASELINES = dict(mean_image=MeanImage, mean_intensity=MeanIntensity, pca=PCAReconstruction, knn=NearestNeighbours,
-                 isolation_forest=IsolationForestPixels, one_class_svm=OneClassSVMPixels, mahalanobis=MahalanobisPixels)
+                 isolation_forest=IsolationForestPixels, one_class_svm=OneClassSVMPixels, mahalanobis=MahalanobisPixels, network_knn=NetworkNeighbours)
 
 
 def run_baselines(data,  # an object with .train, .val and .test, as `load_dataset` returns

@@ -6,16 +6,30 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 from threadpoolctl import threadpool_limits
+from torchvision.models import resnet18
 
-from anogan.baselines import (BASELINES, IsolationForestPixels, MahalanobisPixels, MeanIntensity, NearestNeighbours,
-                              OneClassSVMPixels, PCAReconstruction, PixelBaseline, run_baselines)
+from anogan.baselines import (BASELINES, IsolationForestPixels, MahalanobisPixels, MeanIntensity, NearestNeighbours, NetworkNeighbours,
+                              OneClassSVMPixels, PCAReconstruction, PixelBaseline, cached_weights, run_baselines)
 from anogan.data import ImageSet, load_dataset
 from anogan.errors import InputError
+from anogan.scoring import smooth
 
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread():
     with threadpool_limits(1): yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache(tmp_path_factory):
+    "An empty cache of torch's, and no way to fill it."
+    def download(url, *_, **__): raise AssertionError(f"{url} is downloaded")
+    folder, before = tmp_path_factory.mktemp("hub"), torch.hub.get_dir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.hub, "download_url_to_file", download)
+        torch.hub.set_dir(str(folder))
+        yield folder / "checkpoints"
+        torch.hub.set_dir(before)
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +139,13 @@ def test_training_never_sees_validation_or_test(digits):
     (lambda d: NearestNeighbours(0), "k is 0"),
     (lambda d: NearestNeighbours(9).fit(d.train.subset(range(5)), None), "9 neighbours asked of 5"),
     (lambda d: NearestNeighbours().neighbours(d.test), "call fit first"),
+    (lambda d: PCAReconstruction().heatmap(d.test), "call fit first"),
+    (lambda d: PCAReconstruction().fit(d.train, None).heatmap(torch.zeros(1, 1, 16, 4)), "1×16×4 (channels, height, width) do not fit"),
+    (lambda d: NetworkNeighbours("resnet81"), "unknown network 'resnet81' (did you mean 'resnet18'?)"),
+    (lambda d: NetworkNeighbours(layer="layer5"), "unknown layer 'layer5' (did you mean"),
+    (lambda d: NetworkNeighbours(k=0), "k is 0"),
+    (lambda d: NetworkNeighbours().score(d.test), "learnt nothing yet"),
+    (lambda d: NetworkNeighbours().fit(d.train.subset(range(5)), None).score(torch.zeros(1, 1, 9, 9)), "1×9×9"),
     (lambda d: PCAReconstruction(1.5), "components 1.5"),
     (lambda d: PCAReconstruction(True), "components True"),
     (lambda d: MahalanobisPixels(0), "components is 0"),
@@ -134,12 +155,117 @@ def test_training_never_sees_validation_or_test(digits):
     (lambda d: MeanIntensity().fit(d.train.subset([0]), None), "at least two"),
     (lambda d: MeanIntensity().score(d.test), "learnt nothing yet"),
     (lambda d: MeanIntensity().fit(d.train, None).predict(d.test), "no threshold"),
-    (lambda d: MeanIntensity().fit(d.train, d.val).score(torch.zeros(1, 3, 8, 8)), "192 pixels but training had 64"),
+    (lambda d: MeanIntensity().fit(d.train, d.val).score(torch.zeros(1, 3, 8, 8)), "images of 3×8×8 (channels, height, width) do not fit a training on 1×8×8"),
     (lambda d: MeanIntensity().fit(d.train, ImageSet(torch.zeros(0, 1, 8, 8, dtype=torch.uint8))), "no images"),
 ])
 def test_mistakes_are_named(call, says, digits):
     with pytest.raises(InputError) as caught: call(digits)
     assert says in str(caught.value)
+
+
+def test_a_failed_fit_is_no_fit(digits):
+    detector = NearestNeighbours(3).fit(digits.train, digits.val)
+    with pytest.raises(InputError, match="3 neighbours asked of 2"): detector.fit(digits.train.subset([0, 1]), None)
+    for call in (detector.score, detector.predict):
+        with pytest.raises(InputError, match="call fit"): call(digits.val)
+
+
+# ---------------------------------------------------------------- PCA's heat map
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pca_s_heat_is_the_blurred_residual(channels):
+    images = torch.rand(60, channels, 12, 12, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    rows = images.flatten(1).double()
+    mean = rows[:40].mean(0)
+    basis = torch.linalg.svd(rows[:40] - mean, full_matrices=False).Vh[:5]
+    residual = ((rows - mean) - (rows - mean) @ basis.T @ basis).square().view(images.shape).mean(1)
+    detector = PCAReconstruction(5).fit(images[:40], None)
+    torch.testing.assert_close(detector.heatmap(images), smooth(residual, 12 / 32).float(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(detector.score(images), residual.mean((1, 2)).float(), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(torch.cat([detector.heatmap(x[None]) for x in images[:3]]), detector.heatmap(images)[:3])
+
+
+def test_masks_give_pca_figures_per_pixel_and_the_others_none():
+    pixels = torch.randint(100, 120, (60, 1, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    masks = torch.zeros(60, 16, 16, dtype=torch.bool)
+    masks[50:, 3:6, 3:6] = True
+    pixels[:, 0][masks] = 255
+    data = SimpleNamespace(train=ImageSet(pixels[:30]), val=ImageSet(pixels[30:40]), test=ImageSet(pixels[40:], masks[40:].any((1, 2)), masks=masks[40:]))
+    found = run_baselines(data)
+    assert found["pca"]["pixel_auroc"] > 0.95 and found["pca"]["aupro"] > 0.85
+    assert found["knn"]["pixel_auroc"] is found["knn"]["aupro"] is None
+
+
+# ---------------------------------------------------------------- a borrowed network
+
+def keep(cache, seed=5, name="resnet18-f37072fd.pth"):
+    "Put weights where torchvision would have put its download."
+    torch.manual_seed(seed)
+    model = resnet18()
+    cache.mkdir(parents=True, exist_ok=True)
+    torch.save(model.state_dict(), cache / name)
+    return model.eval()
+
+
+@pytest.fixture
+def filled(cache):
+    yield keep(cache)
+    for path in cache.iterdir(): path.unlink()
+
+
+def test_weights_come_from_the_cache_or_are_random_and_it_says_which(digits, filled):
+    few = SimpleNamespace(train=digits.train.subset(range(20)), val=digits.val.subset(range(20)), test=digits.test)
+    found = run_baselines(few, "network_knn")["network_knn"]
+    assert found["weights"] == cached_weights("resnet18").name == "IMAGENET1K_V1" and found["auroc"] is not None
+    detector = NetworkNeighbours()
+    for key, value in filled.state_dict().items():
+        if key.startswith(("conv1", "layer1", "layer2")): assert torch.equal(dict(detector.features.state_dict())[key], value)
+    control = NetworkNeighbours(pretrained=False)
+    assert control.weights == NetworkNeighbours("resnet34").weights == "random"
+    assert not torch.equal(control.features.state_dict()["conv1.weight"], filled.conv1.weight)
+
+
+def test_an_empty_cache_is_random_and_the_seed_decides(digits):
+    x = digits.train.stack()[:6]
+    rows = {seed: next(NetworkNeighbours(seed=seed).rows(x)) for seed in (0, 1)}
+    assert NetworkNeighbours().weights == "random" and cached_weights("resnet18") is None
+    assert (rows[0] == next(NetworkNeighbours(pretrained=False).rows(x))).all() and abs(rows[0] - rows[1]).max() > 1e-3
+    assert run_baselines(SimpleNamespace(train=x, val=x, test=ImageSet(digits.test.pixels[:4])), "network_knn")["network_knn"]["weights"] == "random"
+
+
+def test_damaged_weights_are_one_sentence(cache, filled):
+    (cache / "resnet18-f37072fd.pth").write_bytes((cache / "resnet18-f37072fd.pth").read_bytes()[:1000])
+    with pytest.raises(InputError, match="are damaged .*pretrained=False") as caught: NetworkNeighbours()
+    assert "\n" not in str(caught.value)
+    assert NetworkNeighbours(pretrained=False).weights == "random"
+
+
+def test_weights_are_read_without_running_code(cache, filled):
+    class Trap:
+        def __reduce__(self): return exec, ("raise SystemExit('code ran')",)
+    torch.save(Trap(), cache / "resnet18-f37072fd.pth")
+    with pytest.raises(InputError, match="damaged"): NetworkNeighbours()
+
+
+def test_the_network_only_looks():
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    detector = NetworkNeighbours()
+    assert torch.equal(torch.rand(3), expected)  # the caller's random numbers are left alone
+    images = torch.rand(40, 3, 40, 40, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    before = {key: value.clone() for key, value in detector.features.state_dict().items()}
+    detector.fit(images[:20], images[20:30]).score(images[30:])
+    assert all(torch.equal(value, before[key]) for key, value in detector.features.state_dict().items())  # running statistics too
+    assert not any(module.training for module in detector.features.modules())
+    assert not any(p.requires_grad for p in detector.features.parameters())
+
+
+@pytest.mark.parametrize("options, width", [(dict(layer="layer1"), 64), (dict(layer="layer4"), 512), (dict(layer="fc"), 1000),
+                                            (dict(network="mobilenet_v3_small", layer="features"), 576)])
+def test_other_layers_and_networks(options, width):
+    images = torch.rand(6, 1, 12, 12, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert next(NetworkNeighbours(**options).rows(images)).shape == (6, width)
 
 
 def test_a_subclass_has_to_learn_and_judge(digits):
