@@ -82,6 +82,21 @@ def test_the_verdict_without_baselines(finished):
     assert verdict(metrics).startswith("AUROC: gannext") and "\n" not in verdict(metrics)
 
 
+@pytest.mark.parametrize("ours, low, high, says", [
+    (0.71, -0.29, -0.21, "gannext loses to knn: -0.250 [-0.290, -0.210]"),
+    (0.95, -0.05, 0.03, "gannext is level with knn: -0.010 [-0.050, +0.030]"),
+    (0.99, 0.01, 0.05, "gannext beats knn: +0.030 [+0.010, +0.050]"),
+])
+def test_the_verdict_names_the_winner(ours, low, high, says):
+    "Side by side with intervals, and plainly when the detector loses."
+    area = lambda value: dict(auroc=value, auroc_ci=[value - 0.02, min(1, value + 0.01)])
+    metrics = dict(model="gannext", **area(ours), baselines=dict(knn=area(0.96), pca=area(0.8)),
+                   versus_best_baseline=dict(name="knn", difference=ours - 0.96, low=low, high=high, z=0, p=0))
+    first, second = verdict(metrics).splitlines()
+    assert first == f"AUROC: gannext {ours:.3f} [{ours - 0.02:.3f}, {min(1, ours + 0.01):.3f}], knn 0.960 [0.940, 0.970], pca 0.800 [0.780, 0.810]"
+    assert second == says
+
+
 def test_losses_for_tensorboard(tmp_path):
     pytest.importorskip("tensorboard")
     board(tmp_path)(dict(epoch=1, con=0.5, event=""))
