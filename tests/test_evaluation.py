@@ -12,6 +12,7 @@ from scipy.stats import ttest_1samp
 from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 
 from anogan.data import ImageSet, load_dataset
+from anogan.detector import Detector
 from anogan.errors import InputError
 from anogan.evaluation import (BaseDetector, PairedTest, auroc, auroc_interval, average_precision, delong_test, evaluate_maps,
                                evaluate_scores, fpr_at_tpr, mean_difference, mean_sd, mid_ranks, peeking_gap, rates_at, threshold_from)
@@ -442,7 +443,15 @@ def plates(tmp_path):
                 (tmp_path / "plate/ground_truth/spot").mkdir(parents=True, exist_ok=True)
                 Image.fromarray(mask).save(tmp_path / f"plate/ground_truth/spot/{i:03}_mask.png")
             Image.fromarray(np.maximum(pixels, mask)).save(tmp_path / "plate" / part / f"{i:03}.png")
-    return load_dataset("mvtec", root=tmp_path, category="plate", isize=16)
+    return load_dataset("mvtec", root=tmp_path, category="plate", isize=32)
+
+
+def test_a_trained_detector_is_judged_by_its_heat_map(plates):
+    detector = Detector("gannext", epochs=2, batch_size=9, device="cpu", progress=False, dim=8, depths=(1, 1, 1, 1), ndf=8, nz=16)
+    found = detector.fit(plates.train, plates.val).evaluate(plates.test)
+    expected = evaluate_maps(detector.heatmap(plates.test), plates.test.masks)
+    assert (found["pixel_auroc"], found["aupro"]) == (expected["pixel_auroc"], expected["aupro"])
+    assert found["pixel_auroc"] > 0.7  # white squares on dark plates
 
 
 def test_masks_bring_figures_per_pixel(plates):
