@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Out', 'Dataset', 'AbnormalClass', 'Category', 'Root', 'NTrain', 'ISize', 'Channels', 'Model', 'Size',
-           'RecipeName', 'Dim', 'PatchSize', 'Ndf', 'Nz', 'Epochs', 'BatchSize', 'Seed', 'Rate', 'WAdv', 'WCon', 'WLat',
-           'Device', 'Precision', 'Display', 'in_one_sentence', 'train', 'score', 'data', 'main']
+           'RecipeName', 'Dim', 'PatchSize', 'Ngf', 'Ndf', 'Nz', 'Epochs', 'BatchSize', 'Seed', 'Rate', 'WAdv', 'WCon',
+           'WLat', 'Device', 'Precision', 'Display', 'in_one_sentence', 'train', 'score', 'data', 'main']
 
 # %% ../nbs/17_cli.ipynb #fef8fa9e
 """The command line: `anogan train`, `anogan score`, `anogan data`. It holds no logic of its own."""
@@ -47,11 +47,12 @@ ISize = Annotated[int, typer.Option("--isize", help="image side, pixels: 32, 64,
 Channels = Annotated[Optional[int], typer.Option("--channels", "--nc", help="1 or 3; default: the data set's own")]
 
 # %% ../nbs/17_cli.ipynb #585a3f13
-Model = Annotated[str, typer.Option("--model", help="anotrans or gannext")]
+Model = Annotated[str, typer.Option("--model", help="anotrans, gannext, skipganomaly or sagan")]
 Size = Annotated[str, typer.Option("--size", help="preset of widths and depths: tiny, small or paper")]
 RecipeName = Annotated[str, typer.Option("--recipe", help="recommended or published")]
-Dim = Annotated[Optional[int], typer.Option("--dim", help="width of the generator's first stage")]
+Dim = Annotated[Optional[int], typer.Option("--dim", help="width of the first stage of anotrans and gannext")]
 PatchSize = Annotated[Optional[int], typer.Option("--patch-size", "--patchsize", help="side of AnoTrans's patches, pixels")]
+Ngf = Annotated[Optional[int], typer.Option("--ngf", help="width of the first level of skipganomaly and sagan")]
 Ndf = Annotated[Optional[int], typer.Option("--ndf", help="width of the discriminator's first layer")]
 Nz = Annotated[Optional[int], typer.Option("--nz", help="length of the discriminator's feature")]
 
@@ -73,12 +74,12 @@ Display = Annotated[bool, typer.Option("--display", help="write TensorBoard logs
 def train(out: Out, dataset: Dataset = "digits", abnormal_class: AbnormalClass = None, category: Category = None, root: Root = None,
           n_train: NTrain = None, model: Model = "anotrans", size: Size = "tiny", recipe: RecipeName = "recommended", isize: ISize = 32,
           channels: Channels = None, epochs: Epochs = 15, batch_size: BatchSize = 64, seed: Seed = 0, lr: Rate = None, w_adv: WAdv = None,
-          w_con: WCon = None, w_lat: WLat = None, dim: Dim = None, patch_size: PatchSize = None, ndf: Ndf = None, nz: Nz = None,
-          device: Device = "auto", precision: Precision = "auto", display: Display = False):
+          w_con: WCon = None, w_lat: WLat = None, dim: Dim = None, patch_size: PatchSize = None, ngf: Ngf = None, ndf: Ndf = None,
+          nz: Nz = None, device: Device = "auto", precision: Precision = "auto", display: Display = False):
     "Train a detector on normal images, test it, compare it with simple baselines."
     from anogan.experiments import RunConfig, board, verdict
     from anogan.experiments import run as run_experiment
-    single = dict(lr=lr, w_adv=w_adv, w_con=w_con, w_lat=w_lat, dim=dim, patch_size=patch_size, ndf=ndf, nz=nz)
+    single = dict(lr=lr, w_adv=w_adv, w_con=w_con, w_lat=w_lat, dim=dim, patch_size=patch_size, ngf=ngf, ndf=ndf, nz=nz)
     config = RunConfig(dataset=dataset, abnormal_class=abnormal_class, category=category, root=root, n_train=n_train, model=model, size=size,
                        isize=isize, channels=channels, epochs=epochs, batch_size=batch_size, seed=seed, recipe=recipe, device=device,
                        precision=precision, options={name: value for name, value in single.items() if value is not None})

@@ -25,9 +25,10 @@ from .losses import LossWeights
 from .memory import Memory
 from .scoring import Calibration, error_map, join_terms, score_terms, smooth
 from .trainer import Recipe, Trainer, find_recipe, start_accelerator, write_atomically
+from .unets import SAGAN, SkipGANomaly
 
 # %% ../nbs/15_detector.ipynb #e5635213
-GENERATORS = {"anotrans": AnoTrans, "gannext": GanNeXt}
+GENERATORS = {"anotrans": AnoTrans, "gannext": GanNeXt, "skipganomaly": SkipGANomaly, "sagan": SAGAN}
 SCORE_BATCH = 256  # images per batch when scoring; the scores do not depend on it
 FORMAT = 1  # of saved detectors; a higher number when older versions cannot read them
 MEMORY_SIZE = 10_000  # training images whose features are kept for the score
@@ -67,7 +68,7 @@ class Detector(BaseDetector):
                  device: str = "auto",  # "auto", "cpu", "cuda" or "mps"
                  precision: str = "auto",  # of training: "fp32", "bf16", or "auto": bf16 on a GPU that has it
                  progress: bool = True,  # show a progress bar
-                 **options,  # single numbers over recipe and preset: lr, w_con, noise, dim, patch_size, depths, ndf, nz, …
+                 **options,  # single numbers over recipe and preset: lr, w_con, noise, dim, patch_size, depths, ngf, ndf, nz, …
                 ):
         generator = choose(model, GENERATORS, "model")
         preset = {**choose(size, generator.sizes, "size"), **Discriminator.sizes[size]}

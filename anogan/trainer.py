@@ -72,12 +72,13 @@ class Recipe:
 COLLAPSED = 1e-5  # a discriminator loss this small leaves the generator nothing to learn from
 
 PUBLISHED = Recipe(lr=2e-4, latent_in_d=True, redraw_below=1e-5, noise=0.0, dcgan_init=True, score=dict(rec=0.9, lat=0.1), calibrate=False)
-RECIPES = {"recommended": {"anotrans": Recipe(), "gannext": Recipe()},
-           "published": {"anotrans": PUBLISHED, "gannext": replace(PUBLISHED, redraw_below=1e-2, score=dict(rec=0.95, lat=0.05))}}
+RECIPES = {"recommended": {name: Recipe() for name in ("anotrans", "gannext", "skipganomaly", "sagan")},
+           "published": {"anotrans": PUBLISHED, "gannext": replace(PUBLISHED, redraw_below=1e-2, score=dict(rec=0.95, lat=0.05)),
+                         "skipganomaly": PUBLISHED, "sagan": PUBLISHED}}
 
 
 def find_recipe(name: str,  # "recommended" or "published"
-                model: str,  # "anotrans" or "gannext"
+                model: str,  # "anotrans", "gannext", "skipganomaly" or "sagan"
                ) -> Recipe:  # one entry of `RECIPES`
     "The recipe of this name for this model."
     return choose(model, choose(name, RECIPES, "recipe"), "model")

@@ -48,6 +48,17 @@ def test_loss_weights_in_both_spellings(tmp_path):
     assert (tmp_path / "out/tensorboard").is_dir()
 
 
+@pytest.mark.parametrize("model", ["skipganomaly", "sagan"])
+def test_the_u_nets_train_and_score(model, tmp_path):
+    line = f"train --model {model} --recipe published --ngf 4 --ndf 8 --nz 16 --n-train 32 --abnormal-class 0 --epochs 1 --batch-size 16 --device cpu"
+    trained = anogan(f"{line} --out {tmp_path / 'run'}")
+    assert trained.exit_code == 0 and f"AUROC: {model}" in trained.stdout
+    Image.new("L", (32, 32), 128).save(tmp_path / "a.png")
+    scored = anogan(f"score {tmp_path / 'run'} {tmp_path / 'a.png'} --device cpu")
+    assert scored.exit_code == 0 and isinstance(json.loads(scored.stdout)["score"], float)
+    assert json.loads((tmp_path / "run/config.json").read_text())["options"] == dict(ngf=4, ndf=8, nz=16)
+
+
 def test_score_prints_a_json_line_per_image(trained, tmp_path):
     for name, grey in (("b.png", 0), ("a.png", 255)): Image.new("RGB", (50, 40), (grey,) * 3).save(tmp_path / name)
     result = anogan(f"score {trained[0]} {tmp_path} {tmp_path / 'b.png'} --device cpu")
@@ -60,7 +71,7 @@ def test_score_prints_a_json_line_per_image(trained, tmp_path):
 @pytest.mark.parametrize("flags, fault", [
     ("--dataset digitz", "unknown data set"), ("--abnormal-class 12", "unknown class"), ("--dataset folder --root nowhere", "not at hand"),
     ("--isize 48", "32, 64, 128 or 256"), ("--batchsize 4000", "larger than"), ("--device tpu", "unknown device"), ("--dim 7", "dim"),
-    ("--dataset mvtec", "not at hand"), ("--model gan", "unknown model"),
+    ("--dataset mvtec", "not at hand"), ("--model gan", "unknown model"), ("--model sagan --dim 8", "unknown option 'dim'"),
 ])
 def test_bad_input_is_one_sentence_exit_code_2_and_no_folder(tmp_path, flags, fault):
     result = anogan(f"train --device cpu {flags} --out {tmp_path / 'out'}")

@@ -8,7 +8,7 @@ from anogan.data import ImageSet, load_dataset
 from anogan.detector import GENERATORS, Detector
 from anogan.errors import InputError
 
-NARROW = {"anotrans": dict(dim=8), "gannext": dict(dim=8, depths=(1, 1, 1, 1))}
+NARROW = {"anotrans": dict(dim=8), "gannext": dict(dim=8, depths=(1, 1, 1, 1)), "skipganomaly": dict(ngf=4), "sagan": dict(ngf=4)}
 
 
 def narrow(model="gannext", **options):
@@ -47,6 +47,31 @@ def test_predictions_are_scores_above_the_threshold(fitted, data):
     scores = fitted.score(data.val)
     assert fitted.predict(data.val).tolist() == [int(s > fitted.threshold) for s in scores.tolist()]
     assert fitted.predict(data.val).double().mean() <= 0.05
+
+
+def test_reconstructions_and_heat_maps_are_images_on_a_fixed_scale(fitted, data):
+    x = data.test.stack()[:6]
+    assert fitted.reconstruct(x).shape == x.shape
+    heat = fitted.heatmap(x)
+    assert heat.shape == (6, 32, 32) and heat.min() >= 0
+    torch.testing.assert_close(fitted.heatmap(x[2:3])[0], heat[2])
+    hottest = fitted.heatmap(data.val).amax(dim=(1, 2))
+    assert 0 < (hottest > 1).double().mean() <= 0.1
+
+
+@pytest.mark.parametrize("recipe", ["published", "recommended"])
+@pytest.mark.parametrize("size", ["tiny", "small", "paper"])
+@pytest.mark.parametrize("model", GENERATORS)
+def test_every_model_has_every_preset_and_both_recipes(model, size, recipe):
+    with torch.device("meta"): detector = Detector(model, size, channels=1, recipe=recipe, device="cpu")
+    assert type(detector.generator) is GENERATORS[model] and detector.recipe.latent_in_d == (recipe == "published")
+    assert sum(p.numel() for p in detector.generator.parameters()) > {"tiny": 1e5, "small": 4e5, "paper": 1.5e6}[size]
+
+
+def test_the_width_of_the_u_nets_is_an_option_and_other_models_say_that_they_have_none():
+    assert Detector("sagan", channels=1, ngf=8).generator.out.in_channels == Detector("skipganomaly", channels=1, ngf=8).generator.down[0][0].out_channels == 8
+    with pytest.raises(InputError, match="unknown option 'ngf'"): Detector("gannext", ngf=8)
+    with pytest.raises(InputError, match="unknown option 'dim'"): Detector("sagan", dim=8)
 
 
 def test_fit_is_the_same_for_a_seed_and_leaves_the_callers_random_numbers_alone(data):
