@@ -22,7 +22,7 @@ from .errors import InputError, choose
 from .evaluation import BaseDetector
 from .gannext import GanNeXt
 from .losses import LossWeights
-from .memory import Memory
+from .memory import NEIGHBOURS, Memory, hidden_clusters
 from .scoring import Calibration, error_map, join_terms, score_terms, smooth
 from .trainer import Recipe, Trainer, find_recipe, start_accelerator, write_atomically
 from .unets import SAGAN, SkipGANomaly
@@ -30,7 +30,7 @@ from .unets import SAGAN, SkipGANomaly
 # %% ../nbs/15_detector.ipynb #e5635213
 GENERATORS = {"anotrans": AnoTrans, "gannext": GanNeXt, "skipganomaly": SkipGANomaly, "sagan": SAGAN}
 SCORE_BATCH = 256  # images per batch when scoring; the scores do not depend on it
-FORMAT = 1  # of saved detectors; a higher number when older versions cannot read them
+FORMAT = 2  # of saved detectors; a higher number when older versions cannot read them
 MEMORY_SIZE = 10_000  # training images whose features are kept for the score
 HEAT_SIGMA = 1 / 32  # blur of a heat map, as a share of the image's side
 
@@ -79,7 +79,7 @@ class Detector(BaseDetector):
         self.epochs, self.batch_size, self.seed, self.false_alarms = epochs, batch_size, seed, false_alarms
         self.recipe = (recipe if isinstance(recipe, Recipe) else find_recipe(recipe, model)).tuned(**options)
         self.device, self.precision, self.progress = device, precision, progress
-        self.calibration = self.heat_scale = self.generator = self.memory = None
+        self.calibration = self.heat_scale = self.generator = self.memory = self.weights = None
         self.history = []
         if channels: self.build()
 
@@ -115,15 +115,24 @@ class Detector(BaseDetector):
                           device=self.device, precision=self.precision, folder=folder, progress=self.progress)
         train = self.at_hand(train)
         self.history = trainer.fit(train, on_epoch)
-        return self.remember(train).calibrate(val)
+        return self.remember(train, val).calibrate(val)
 
     def remember(self,
                  train,  # normal training images
+                 val,  # normal images that training did not see
                 ) -> "Detector":
-        "Keep the features of the training images, at most `MEMORY_SIZE` of them, where the score asks for their neighbourhood."
-        if not any(name.startswith("near") for name in self.recipe.score): return self
-        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.seed))[:MEMORY_SIZE]
-        self.memory = Memory.fit(self.discriminator, self.batches(train, order))
+        "Keep the features of at most `MEMORY_SIZE` training images, where the score asks for neighbours, and settle the score's weights."
+        score = self.recipe.score
+        self.weights = score if isinstance(score, dict) else {score[0]: 1.0}
+        if not (terms := [name for name in score if name in NEIGHBOURS]): return self
+        def some(images, n): return torch.randperm(len(images), generator=torch.Generator().manual_seed(self.seed))[:n]
+        order = some(train, MEMORY_SIZE)
+        self.memory = Memory.fit(self.discriminator, self.batches(train, order), terms)
+        if isinstance(score, dict) or len(terms) == 1: return self
+        remembered, unseen = (torch.cat(list(self.batches(images, index))) for images, index in ((train, order), (val, some(val, SCORE_BATCH * 4))))
+        found = hidden_clusters(self.memory, remembered, self.discriminator, unseen, self.seed)
+        best = max(found, key=found.get, default=terms[0])
+        self.memory, self.weights = Memory({best: self.memory.features[best]}), {best: 1.0}
         return self
 
     def calibrate(self,
@@ -172,7 +181,7 @@ class Detector(BaseDetector):
              ) -> torch.Tensor:  # (N,) float32, higher = more abnormal
         "Anomaly score of each image."
         terms = self.terms(images)
-        return join_terms(self.calibration(terms) if self.calibration else terms, self.recipe.score)
+        return join_terms(self.calibration(terms) if self.calibration else terms, self.weights)
 
     @torch.no_grad()
     def reconstruct(self,
@@ -203,9 +212,9 @@ class Detector(BaseDetector):
         path.mkdir(parents=True, exist_ok=True)
         tensors = {f"{part}/{key}": t.cpu().contiguous() for part in ("generator", "discriminator")
                    for key, t in getattr(self, part).state_dict().items()}
-        if self.memory: tensors["memory/features"] = self.memory.features.cpu().contiguous()
+        if self.memory: tensors |= {f"memory/{term}": t.cpu().contiguous() for term, t in self.memory.features.items()}
         weights = save(tensors)
-        facts = dict(format=FORMAT, config=self.config(), threshold=self.threshold, heat_scale=self.heat_scale,
+        facts = dict(format=FORMAT, config=self.config(), threshold=self.threshold, weights=self.weights, heat_scale=self.heat_scale,
                      calibration=asdict(self.calibration) if self.calibration else None, sha256=sha256(weights).hexdigest())
         write_atomically(path / "model.safetensors", weights)
         write_atomically(path / "detector.json", json.dumps(facts, indent=1).encode())
@@ -244,13 +253,15 @@ class Detector(BaseDetector):
         "Build the detector that `facts` and `tensors` describe."
         config = dict(facts["config"])
         recipe, network = config.pop("recipe"), config.pop("network")
-        recipe = Recipe(**{**recipe, "betas": tuple(recipe["betas"]), "weights": LossWeights(**recipe["weights"])})
+        score = recipe["score"]
+        recipe = Recipe(**{**recipe, "betas": tuple(recipe["betas"]), "weights": LossWeights(**recipe["weights"]),
+                           "score": score if isinstance(score, dict) else tuple(score)})
         detector = cls(**config, **network, recipe=recipe, device=device)
         for part in ("generator", "discriminator"):
             getattr(detector, part).load_state_dict({key.split("/", 1)[1]: t for key, t in tensors.items() if key.startswith(part + "/")})
             getattr(detector, part).to(start_accelerator(device).device)
-        if "memory/features" in tensors:
-            detector.memory = Memory(tensors["memory/features"].to(start_accelerator(device).device))
-        detector.threshold, detector.heat_scale = facts["threshold"], facts["heat_scale"]
+        remembered = {key.split("/", 1)[1]: t.to(start_accelerator(device).device) for key, t in tensors.items() if key.startswith("memory/")}
+        if remembered: detector.memory = Memory(remembered)
+        detector.threshold, detector.weights, detector.heat_scale = facts["threshold"], facts["weights"], facts["heat_scale"]
         detector.calibration = Calibration(**facts["calibration"]) if facts["calibration"] else None
         return detector

@@ -14,7 +14,7 @@ from .errors import InputError
 # %% ../nbs/07_discriminator.ipynb #d82050c7
 class Discriminator(nn.Module):
     "DCGAN encoder (arXiv 1511.06434) with a classifier on its last feature (Skip-GANomaly, arXiv 1901.08954, Sec. 3.1)."
-    sizes = {"tiny": dict(ndf=16, nz=32), "small": dict(ndf=32, nz=64), "paper": dict(ndf=64, nz=100)}
+    sizes = {"tiny": dict(ndf=32, nz=64), "small": dict(ndf=48, nz=80), "paper": dict(ndf=64, nz=100)}
 
     def __init__(self,
                  isize: int = 32,  # image side s, pixels: 32, 64, 128 or 256

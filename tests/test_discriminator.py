@@ -23,7 +23,7 @@ def test_other_sizes_are_refused_in_one_sentence(isize):
     assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("size, ndf, nz", [("tiny", 16, 32), ("small", 32, 64), ("paper", 64, 100)])
+@pytest.mark.parametrize("size, ndf, nz", [("tiny", 32, 64), ("small", 48, 80), ("paper", 64, 100)])
 def test_sizes_are_presets_of_the_constructor(size, ndf, nz):
     critic = Discriminator(32, 1, **Discriminator.sizes[size])
     parameters = 16 * ndf * (1 + 2 * ndf + 8 * ndf) + 2 * (2 * ndf + 4 * ndf) + 16 * 4 * ndf * nz + 9 * nz
