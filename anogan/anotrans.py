@@ -76,25 +76,25 @@ class AnoTrans(nn.Module):
 
     def encode(self,
                x,  # (B, channels, s, s) images in [-1, 1]
-              ):  # (bottom tokens (B, s/(p·2^depth), s/(p·2^depth), C·2^depth), list of each stage's incoming tokens)
-        "Down the U: the bottom's tokens, and what the skips will carry."
+              ):  # (bottom tokens (B, s/(p·2^depth), s/(p·2^depth), C·2^depth), list of what each skip hands over)
+        "Down the U: the bottom's tokens, and what the skips hand over; each takes the tokens that its stage receives."
         if x.shape[1:] != self.takes:
             raise InputError(f"this AnoTrans takes images of {self.takes} (channels, height, width), not {tuple(x.shape[1:])}; "
                              "resize them, or build one with that isize and channels")
         x, skips = self.embed(x), []
-        for block, merge in zip(self.encoder, self.merge):
-            skips.append(x)
+        for block, merge, skip in zip(self.encoder, self.merge, self.skip):
+            skips.append(skip(x))
             x = merge(block(x))
         return self.bottom(x), skips
 
     def decode(self,
                x,  # bottom tokens (B, s/(p·2^depth), s/(p·2^depth), C·2^depth)
-               skips,  # each encoder stage's incoming tokens (B, s/(p·2^i), s/(p·2^i), C·2^i), finest first
+               skips,  # what the skips hand over (B, s/(p·2^i), s/(p·2^i), C·2^i), finest first
               ):  # (B, channels, s, s) reconstructions
         "Up the U: expand, fuse with the skip, attend; finally back to pixels."
         x = self.expand[-1](x)
         for i in reversed(range(len(self.decoder))):
-            x = self.fuse[i](x, self.skip[i](skips[i]))
+            x = self.fuse[i](x, skips[i])
             x = self.expand[i](self.decoder[i](x))
         return self.restore(x)
 

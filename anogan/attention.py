@@ -81,10 +81,9 @@ class WindowAttention(nn.Module):
                 mask=None,  # (windows, w², w²) added to the scores; N is a multiple of windows
                ):  # (N, heads, w², w²) attention weights, rows sum to 1
         "How much each token takes from each other token of its window."
-        bias = self.bias_table[self.bias_index].permute(2, 0, 1)
-        if mask is not None:
-            bias = (bias + mask[:, None]).repeat(len(q) // len(mask), 1, 1, 1)
-        return (q * q.shape[-1]**-0.5 @ k.transpose(-2, -1) + bias).softmax(dim=-1)
+        scores = q * q.shape[-1]**-0.5 @ k.transpose(-2, -1) + self.bias_table[self.bias_index].permute(2, 0, 1)
+        if mask is not None: scores = (scores.unflatten(0, (-1, len(mask))) + mask[:, None]).flatten(0, 1)
+        return scores.softmax(dim=-1)
 
     def forward(self,
                 x,  # (N, w², C) windows

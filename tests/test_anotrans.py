@@ -83,8 +83,11 @@ def test_the_deepest_skip_is_plain():
 
 
 def test_skips_carry_what_each_stage_receives():
-    net, x = tiny().eval(), torch.randn(2, 1, 32, 32)
-    bottom, skips = net.encode(x)
+    net, x, received = tiny().eval(), torch.randn(2, 1, 32, 32), []
+    for skip in net.skip: skip.register_forward_hook(lambda skip, args, out: received.append(args[0]))
+    bottom, handed_over = net.encode(x)
+    assert [skip(s).equal(out) for skip, s, out in zip(net.skip, list(received), handed_over)] == [True] * 3
+    skips = received[:3]
     assert bottom.shape == (2, 2, 2, 64)
     assert [tuple(s.shape) for s in skips] == [(2, 16, 16, 8), (2, 8, 8, 16), (2, 4, 4, 32)]
     torch.testing.assert_close(skips[0], net.embed(x), rtol=0, atol=0)

@@ -17,13 +17,13 @@ from anogan.discriminator import Discriminator, init_weights
 from anogan.errors import AnoganError, InputError, TrainingError
 from anogan.gannext import GanNeXt
 from anogan.losses import LossWeights
-from anogan.trainer import (RECIPES, Recipe, Trainer, epoch_seed, find_recipe, gan_step, load_checkpoint, save_checkpoint, start_accelerator,
-                            write_atomically)
+from anogan.trainer import (RECIPES, Recipe, Trainer, epoch_seed, find_recipe, gan_step, load_checkpoint, save_checkpoint, sigmoid_loss,
+                            start_accelerator, write_atomically)
 
 torch.set_num_threads(1)
 PIXELS = torch.randint(0, 256, (40, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 IMAGES = PIXELS.float() / 127.5 - 1
-RECIPE = Recipe(lr=1e-3, weights=LossWeights(1, 50, 1), latent_in_d=False, redraw_below=0.0, noise=0.2)
+RECIPE = Recipe(contrast=0.0, lr=1e-3, weights=LossWeights(1, 50, 1), latent_in_d=False, redraw_below=0.0, noise=0.2)
 
 
 def networks(seed=0, model=GanNeXt):
@@ -395,11 +395,57 @@ def test_gradients_of_a_step_with_anotrans(latent_in_d):
     torch.testing.assert_close((losses["con"], losses["lat"], losses["loss_d"]), (con.detach(), lat.detach(), loss_d.detach()))
 
 
-def test_the_networks_run_once_on_each_input():
+@pytest.mark.parametrize("third_pass", [False, True])
+def test_the_networks_run_once_on_each_input_and_the_discriminator_once_more_where_asked(third_pass):
     nets, passes = networks(), []
     for name, network in zip("GD", nets): network.register_forward_hook(lambda *_, name=name: passes.append(name))
-    make(1, nets=nets).fit(IMAGES[:16])
-    assert sorted(passes) == ["D", "D", "G"]
+    make(1, RECIPE.tuned(third_pass=third_pass), nets=nets).fit(IMAGES[:16])
+    assert sorted(passes) == ["D", "D", *["D"] * third_pass, "G"]
+    assert nets[1].layers[1][1].num_batches_tracked == 2 + third_pass  # BatchNorm averages every batch that passes
+
+
+def one_step(recipe, seed=0, x=IMAGES[:8]):
+    "Losses, gradients of both networks, and BatchNorm's averages after a step that moves no weight, in double precision."
+    nets = [network.double() for network in networks(seed)]
+    losses = gan_step(*nets, *(torch.optim.SGD(n.parameters(), lr=0.0) for n in nets), x.double(), x.double() * 0.9, recipe)
+    return list(losses.values()), [p.grad for n in nets for p in n.parameters()], [b for name, b in nets[1].named_buffers() if "running" in name]
+
+
+@pytest.mark.parametrize("latent_in_d", [False, True])
+def test_the_third_pass_changes_batchnorms_averages_and_nothing_else(latent_in_d):
+    recipe = RECIPE.tuned(latent_in_d=latent_in_d)
+    (losses, grads, averages), (losses3, grads3, averages3) = one_step(recipe), one_step(recipe.tuned(third_pass=True))
+    torch.testing.assert_close((losses3, grads3), (losses, grads), rtol=1e-9, atol=1e-12)
+    assert not any(torch.allclose(a, b) for a, b in zip(averages, averages3))
+
+
+def test_the_sigmoid_first_is_the_same_until_it_saturates():
+    a, b = one_step(RECIPE), one_step(RECIPE.tuned(sigmoid_first=True))
+    torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-12)
+    for logit, released in ((-3.0, torch.tensor(-3.0).sigmoid()), (200.0, 0.0), (-200.0, 0.0)):
+        logits = torch.tensor([logit], requires_grad=True)
+        sigmoid_loss(logits, real=False).backward()
+        torch.testing.assert_close(logits.grad.item(), float(released), rtol=1e-6, atol=0)
+    assert sigmoid_loss(torch.tensor([200.0]), real=False) == 100  # and the loss is cut off: ln 0 counts as -100
+
+
+def test_fixed_noise_is_drawn_once_a_run(monkeypatch):
+    seen = []
+    monkeypatch.setattr(module, "gan_step", lambda *args: seen.append(args[5] - args[4]) or gan_step(*args))
+    for seed in (0, 1): make(2, RECIPE.tuned(fixed_noise=0.3, noise=0), seed=seed).fit(IMAGES[:32])
+    assert len(seen) == 8 and seen[0].shape == (16, 1, 32, 32)
+    for other in seen[1:4]: torch.testing.assert_close(other, seen[0], rtol=0, atol=1e-6)
+    assert abs(seen[0].std() / 0.3 - 1) < 0.05 and not seen[0][0].allclose(seen[0][1]) and not seen[0].allclose(seen[4], atol=1e-2)
+
+
+def test_a_run_with_fixed_noise_resumes_to_the_bit(tmp_path):
+    recipe = find_recipe("published", "gannext").tuned(fixed_noise=0.3, redraw_below=0)
+    whole = make(2, recipe)
+    whole.fit(IMAGES)
+    make(1, recipe, folder=tmp_path).fit(IMAGES)
+    again = make(2, recipe, nets=networks(seed=9), folder=tmp_path)
+    again.fit(IMAGES)
+    assert same(state(again), state(whole))
 
 
 # --- device and number format ----------------------------------------------------------------------------------------------------
@@ -462,7 +508,7 @@ def test_on_a_gpu_every_generator_of_random_numbers_stays_as_it_was(tmp_path):
 # --- recipes ---------------------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name", RECIPES)
-@pytest.mark.parametrize("model", ["anotrans", "gannext"])
+@pytest.mark.parametrize("model", ["anotrans", "gannext", "skipganomaly", "sagan"])
 def test_every_recipe_is_found_and_trains(name, model):
     recipe = find_recipe(name, model)
     assert recipe is RECIPES[name][model]
@@ -470,9 +516,18 @@ def test_every_recipe_is_found_and_trains(name, model):
 
 
 @pytest.mark.parametrize("name, model, sentence", [
-    ("best", "anotrans", "unknown recipe 'best'.*recommended, published"), ("published", "ganomaly", "unknown model 'ganomaly'.*anotrans, gannext")])
+    ("best", "anotrans", "unknown recipe 'best'.*recommended, defects, published"), ("published", "ganomaly", "unknown model 'ganomaly'.*anotrans, gannext")])
 def test_a_recipe_that_is_not_there_lists_those_that_are(name, model, sentence):
     with pytest.raises(InputError, match=sentence): find_recipe(name, model)
+
+
+@pytest.mark.parametrize("model, rec, redraw_below", [("anotrans", 0.9, 1e-5), ("gannext", 0.95, 1e-2), ("skipganomaly", 0.9, 1e-5), ("sagan", 0.9, 1e-5)])
+def test_the_published_recipe_says_what_the_papers_code_does(model, rec, redraw_below):
+    recipe = find_recipe("published", model)
+    assert recipe.score == dict(rec=rec, lat=round(1 - rec, 2)) and not recipe.calibrate and recipe.redraw_below == redraw_below
+    assert (recipe.lr, recipe.betas, recipe.weights) == (2e-4, (0.5, 0.999), LossWeights(adv=1, con=50, lat=1))
+    assert recipe.latent_in_d and recipe.third_pass and recipe.sigmoid_first and recipe.dcgan_init and not recipe.noise and not recipe.fixed_noise
+    assert find_recipe("recommended", model) == Recipe()
 
 
 def test_tuned_changes_what_is_asked_and_nothing_else():
@@ -489,6 +544,7 @@ def test_tuned_changes_what_is_asked_and_nothing_else():
     (dict(learning_rate=1), "unknown option 'learning_rate'"), (dict(w_foo=1), "unknown option 'w_foo'"),
     (dict(weights=LossWeights()), "unknown option 'weights'"), (dict(lr=-1), "lr is -1; use 0 or more"), (dict(lr=math.nan), "lr is nan"),
     (dict(noise=-0.5), "noise is -0.5"), (dict(redraw_below=-1), "redraw_below is -1"), (dict(score=dict(rec=-1)), "the weight of rec is -1"),
-    (dict(score=dict(far=1)), "unknown term of the score"), (dict(score={}), "no term of the score")])
+    (dict(score=dict(far=1)), "unknown term of the score"), (dict(score={}), "no term of the score"), (dict(score=()), "no term of the score"), (dict(score=("far",)), "unknown term of the score"),
+    (dict(contrast=-1), "contrast is -1; use 0 or more")])
 def test_what_no_recipe_can_hold_is_refused(options, sentence):
     with pytest.raises(InputError, match=sentence): RECIPE.tuned(**options)
