@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 CORE := $(VENV)/.core
 DEV := $(VENV)/.dev
+APP := $(VENV)/.app
 
 DEMO := --dataset digits --abnormal-class 8 --size tiny --isize 32 --epochs 10 --batch-size 32
 README_DIR := .
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab lint fresh readme clean
+.PHONY: help demo test lab app lint fresh readme clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -27,6 +28,9 @@ test: $(DEV) ## all that CI checks: lint, fresh, then pytest, which runs every n
 
 lab: $(DEV) ## the course in JupyterLab
 	$(BIN)/jupyter lab --allow-root nbs/index.ipynb
+
+app: $(APP) ## the explorer as a web page, with Voilà
+	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/voila nbs/app/explorer.ipynb
 
 lint: $(DEV) ## ruff, and who may import whom
 	$(BIN)/ruff check .
@@ -65,4 +69,9 @@ $(CORE): $(VENV)/pyvenv.cfg settings.ini setup.py
 $(DEV): $(VENV)/pyvenv.cfg settings.ini setup.py
 	@echo "Installing anogan with its tools into $(VENV) (the first time this fetches torch: some minutes and some gigabytes)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(CORE) $(APP) $@
+
+$(APP): $(VENV)/pyvenv.cfg settings.ini setup.py
+	@echo "Installing anogan with Voilà into $(VENV) (the first time this fetches torch: some minutes and some gigabytes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[app]'
 	@touch $(CORE) $@
