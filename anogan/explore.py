@@ -27,6 +27,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
 
+# %% ../nbs/22_explore.ipynb #41e006bc
 from .attention import SwinBlock, window_reverse
 from .baselines import NearestNeighbours
 from .data import DATASETS, AnomalyData, ImageSet, load_dataset, read_image, stratified
@@ -38,7 +39,7 @@ from .plots import ABNORMAL, THIRD, draw_image, image_rows, new_figure, roc_curv
 from .scoring import join_terms
 from .skip import FuseTokens
 
-# %% ../nbs/22_explore.ipynb #835a17f3
+# %% ../nbs/22_explore.ipynb #b1e12afa
 def outcome(label: int,  # 0 normal, 1 abnormal
             score: float,  # of the image
             threshold: float,  # above it an image is called abnormal
@@ -46,7 +47,7 @@ def outcome(label: int,  # 0 normal, 1 abnormal
     "What happened to one image."
     return (("passed", "false alarm"), ("miss", "hit"))[int(label)][int(score > threshold)]
 
-# %% ../nbs/22_explore.ipynb #e1b1124a
+# %% ../nbs/22_explore.ipynb #40a3cce8
 @dataclass(frozen=True)
 class Counts:
     "The four things that can happen to an image at a threshold, counted."
@@ -69,7 +70,7 @@ def counts_at(scores,  # (N,) anomaly scores, higher = more abnormal
     hits, false_alarms = round((hit_rate or 0) * abnormal), round((false_alarm_rate or 0) * normal)
     return Counts(hits, abnormal - hits, false_alarms, normal - false_alarms, hit_rate, false_alarm_rate)
 
-# %% ../nbs/22_explore.ipynb #91b3eb51
+# %% ../nbs/22_explore.ipynb #1b4ca999
 def slider_range(scores,  # (N,) anomaly scores
                  frozen: float,  # the threshold from validation images
                 ) -> tuple:  # (lowest, highest, step)
@@ -78,7 +79,7 @@ def slider_range(scores,  # (N,) anomaly scores
     step = 10.0 ** math.floor(math.log10(max(high - low, 1e-6) / 100))
     return (math.floor(low / step) - 1) * step, (math.ceil(high / step) + 1) * step, step
 
-# %% ../nbs/22_explore.ipynb #bdbfc6af
+# %% ../nbs/22_explore.ipynb #fedf26e1
 def gallery_order(scores,  # (N,) anomaly scores
                   labels,  # (N,) 0 normal, 1 abnormal
                  ) -> tuple:  # two index tensors: normal images, highest score first; abnormal images, lowest score first
@@ -86,7 +87,7 @@ def gallery_order(scores,  # (N,) anomaly scores
     order, labels = torch.as_tensor(scores).argsort(stable=True), torch.as_tensor(labels)
     return order.flip(0)[labels[order.flip(0)] == 0], order[labels[order] == 1]
 
-# %% ../nbs/22_explore.ipynb #cd0b7766
+# %% ../nbs/22_explore.ipynb #69601956
 TEST_LIMIT = 1000  # test images that the explorer scores; of a larger test set so many are drawn, both kinds in proportion
 
 
@@ -122,17 +123,17 @@ def judge(config: RunConfig,  # what was asked for
     rival = NearestNeighbours().fit(data.train, None).score(test)
     return Judged(config, detector, test, terms, val_terms, evaluate_scores(rival, test.labels)["auroc"])
 
-# %% ../nbs/22_explore.ipynb #0f4c9d58
+# %% ../nbs/22_explore.ipynb #df9613b5
 def mixture(lat: float,  # weight of lat, from 0 to 1
            ) -> dict:  # weights for `Judged.scores`
     "The published kind of score: rec and lat, with weights that sum to 1."
     return dict(rec=1 - lat, lat=lat)
 
-# %% ../nbs/22_explore.ipynb #29cab718
+# %% ../nbs/22_explore.ipynb #c344e319
 SHOWN = 6  # validation images whose reconstructions are shown during training
 ONE_AT_A_TIME = threading.Lock()  # all threads draw from the same random numbers, so two trainings at once would disturb each other
 
-
+# %% ../nbs/22_explore.ipynb #49b0118f
 @dataclass(frozen=True)
 class Progress:
     "All that is known of a training at one moment. It is never changed, only replaced, so any thread may read it."
@@ -148,7 +149,7 @@ class Progress:
 
 class _Stop(Exception): "Leave the middle of an epoch."
 
-# %% ../nbs/22_explore.ipynb #2e1dfd89
+# %% ../nbs/22_explore.ipynb #d15f373e
 class Watched(ImageSet):
     "A data set that says when a batch is taken from it."
     def __init__(self,
@@ -174,7 +175,7 @@ class Watched(ImageSet):
         "Batches on `device`, watched like these."
         return Watched(super().to(device), self.on_batch)
 
-# %% ../nbs/22_explore.ipynb #7e027e22
+# %% ../nbs/22_explore.ipynb #315fae2d
 def peek(detector: Detector,  # in the middle of its training
          images: torch.Tensor,  # (N, C, s, s) in [-1, 1]
         ) -> torch.Tensor:  # (N, C, s, s), on the CPU
@@ -184,7 +185,7 @@ def peek(detector: Detector,  # in the middle of its training
     try: return detector.reconstruct(images)
     finally: detector.generator.train(training)
 
-# %% ../nbs/22_explore.ipynb #a9f7dd9b
+# %% ../nbs/22_explore.ipynb #0f41976c
 class BackgroundTraining:
     """A training in a thread of its own. `progress` tells how it stands, `stop` ends it and keeps the last whole epoch.
 
@@ -262,7 +263,7 @@ class BackgroundTraining:
         if done < epochs: self.tell(phase="stopped", sentence=f"stopped; {done} of {epochs} epochs are kept", result=result)
         else: self.tell(phase="done", sentence=f"trained for {done} {'epoch' if done == 1 else 'epochs'}", result=result)
 
-# %% ../nbs/22_explore.ipynb #69f559ec
+# %% ../nbs/22_explore.ipynb #b3ac4c2a
 @contextmanager
 def hooked(hooks: dict,  # module -> function (module, inputs, output); what it returns, unless None, replaces the output
           ):
@@ -292,7 +293,7 @@ def window_weights(block: SwinBlock,  # the block that attended
     alone[window] = weights[window, :, token]
     return window_reverse(alone.transpose(1, 2), block.grid, block.grid)[0].roll((block.shift,) * 2, (0, 1)).permute(2, 0, 1)
 
-# %% ../nbs/22_explore.ipynb #bb83b914
+# %% ../nbs/22_explore.ipynb #70f54ef0
 def token_grid(detector: Detector,  # with an AnoTrans
               ) -> int:  # tokens along one side of the image
     "How finely a detector cuts its images; a generator without attention is one sentence."
@@ -300,7 +301,7 @@ def token_grid(detector: Detector,  # with an AnoTrans
     if not blocks: raise InputError(f"{detector.model} has no attention to look at: choose a detector with anotrans")
     return max(block.grid for block in blocks)
 
-# %% ../nbs/22_explore.ipynb #6c0561d5
+# %% ../nbs/22_explore.ipynb #a53dfd8d
 @torch.no_grad()
 def attention_of_patch(detector: Detector,  # fitted, with an AnoTrans
                        image: torch.Tensor,  # (C, s, s) in [-1, 1]
@@ -323,7 +324,7 @@ def attention_of_patch(detector: Detector,  # fitted, with an AnoTrans
     with hooked({block.attention: listen(name, block) for name, block in blocks.items()}): detector.reconstruct(image[None])
     return found
 
-# %% ../nbs/22_explore.ipynb #02c6be5a
+# %% ../nbs/22_explore.ipynb #4fe599da
 def attention_figure(image: torch.Tensor,  # (C, s, s) in [-1, 1]
                      found: list,  # of `PatchAttention`
                      head: int = None,  # which head; None: their mean
@@ -342,7 +343,7 @@ def attention_figure(image: torch.Tensor,  # (C, s, s) in [-1, 1]
     shares = ", ".join(f"{share} in {block}" for block, share in own.items())
     return fig, f"Attention of the outlined patch, block by block; the share it takes from itself is {shares}."
 
-# %% ../nbs/22_explore.ipynb #6b3da126
+# %% ../nbs/22_explore.ipynb #c0f6053b
 @dataclass(frozen=True)
 class SkipContent:
     "What one skip connection carried for one image."
@@ -365,7 +366,7 @@ def skip_contents(detector: Detector,  # fitted
         found.append(SkipContent(stage, carried / carried.max().clamp(min=1e-12), without, (full - without).abs().mean().item()))
     return found
 
-# %% ../nbs/22_explore.ipynb #7fe0ec43
+# %% ../nbs/22_explore.ipynb #e802bb69
 def skips_figure(contents: list,  # of `SkipContent`
                 ) -> tuple:  # (figure, text)
     "What each skip carried, and the reconstruction without it."
@@ -374,7 +375,7 @@ def skips_figure(contents: list,  # of `SkipContent`
     changes = ", ".join(f"{c.change:.3f} (skip {c.stage})" for c in contents)
     return fig, f"What each skip carried, and the reconstruction without it; it changes by {changes}."
 
-# %% ../nbs/22_explore.ipynb #626020fc
+# %% ../nbs/22_explore.ipynb #4d255e82
 def abnormal_choices(dataset: str,  # one of `anogan.data.DATASETS`
                     ) -> tuple:  # class names, or (None,) where the data set itself says what is abnormal
     "What can be chosen as the abnormal class."
@@ -390,7 +391,7 @@ def examples(config: RunConfig,  # of which data set and class
     kinds = dict(normal=data.train, abnormal=data.test.subset(data.test.labels == 1))
     return {name: images.subset(range(min(n, len(images)))).stack() for name, images in kinds.items() if len(images)}
 
-# %% ../nbs/22_explore.ipynb #026bcddc
+# %% ../nbs/22_explore.ipynb #10610daf
 def read_uploads(files: dict,  # name -> bytes
                  isize: int,  # side of the images, pixels
                  channels: int,  # 1 or 3
@@ -406,7 +407,7 @@ def read_uploads(files: dict,  # name -> bytes
             else: names.append(name)
     return (ImageSet(torch.stack(pixels), ids=names) if pixels else None), faults
 
-# %% ../nbs/22_explore.ipynb #2d59f660
+# %% ../nbs/22_explore.ipynb #84b960f1
 def picture(fig,  # a matplotlib figure
             alt: str,  # what it says, for a reader who cannot see it
            ) -> str:  # HTML
@@ -415,7 +416,7 @@ def picture(fig,  # a matplotlib figure
     fig.savefig(buffer, format="png", dpi=110)
     return _image(buffer.getvalue(), alt, "max-width:100%;height:auto")
 
-# %% ../nbs/22_explore.ipynb #362fbc13
+# %% ../nbs/22_explore.ipynb #5de3998e
 def thumbnail(image: torch.Tensor,  # (C, s, s) in [-1, 1]
               alt: str,  # what it shows
              ) -> str:  # HTML
@@ -429,7 +430,7 @@ def thumbnail(image: torch.Tensor,  # (C, s, s) in [-1, 1]
 def _image(png, alt, style):
     return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{html.escape(alt)}" style="{style}">'
 
-# %% ../nbs/22_explore.ipynb #26cbc006
+# %% ../nbs/22_explore.ipynb #f22ef770
 def losses_figure(history,  # rows of losses, as `Detector.history`
                  ) -> tuple:  # (figure, its text for those who cannot see it)
     "How the losses went, the generator's terms and the discriminator's."
@@ -448,7 +449,7 @@ def losses_figure(history,  # rows of losses, as `Detector.history`
     return fig, (f"Losses over {len(history)} epochs: the contextual loss went from {first['con']:.3f} to {last['con']:.3f}, "
                  f"the adversarial one from {first['adv']:.3f} to {last['adv']:.3f}, the discriminator's from {first['loss_d']:.3f} to {last['loss_d']:.3f}.")
 
-# %% ../nbs/22_explore.ipynb #b0142410
+# %% ../nbs/22_explore.ipynb #0556b89b
 def rebuilt_figure(images: torch.Tensor,  # (n, C, s, s)
                    rebuilt: torch.Tensor,  # (n, C, s, s)
                   ) -> tuple:  # (figure, text)
@@ -457,7 +458,7 @@ def rebuilt_figure(images: torch.Tensor,  # (n, C, s, s)
     fig = image_rows({"image": images, "rebuilt": rebuilt})
     return fig, f"{len(images)} normal validation images and their reconstructions; mean absolute error {error:.3f}."
 
-# %% ../nbs/22_explore.ipynb #17aa68f4
+# %% ../nbs/22_explore.ipynb #8ce16c43
 def threshold_figure(scores,  # (N,) anomaly scores
                      labels,  # (N,) 0 normal, 1 abnormal
                      threshold: float,  # above it an image is called abnormal
@@ -475,7 +476,7 @@ def threshold_figure(scores,  # (N,) anomaly scores
     return fig, (f"Histogram of the scores of {counts.passed + counts.false_alarms} normal and {counts.hits + counts.misses} abnormal images, "
                  f"the threshold at {threshold:.3f}; the ROC curve, a diamond at {counts.false_alarm_rate:.1%} false alarms and {counts.hit_rate:.1%} hits.")
 
-# %% ../nbs/22_explore.ipynb #21df106c
+# %% ../nbs/22_explore.ipynb #6feed91d
 def image_figure(detector: Detector,  # fitted
                  image: torch.Tensor,  # (C, s, s) in [-1, 1]
                 ) -> tuple:  # (figure, text)
@@ -488,7 +489,7 @@ def image_figure(detector: Detector,  # fitted
     return fig[0], (f"An image, its reconstruction and its heat map; the hottest pixel is in row {row}, column {col}, at {heat.max():.2f}, "
                     "where 1 is what nearly every normal image stays below.")
 
-# %% ../nbs/22_explore.ipynb #096c1a1b
+# %% ../nbs/22_explore.ipynb #35826a53
 def patch_colours(image: torch.Tensor,  # (C, s, s) in [-1, 1]
                   grid: int,  # patches along one side
                  ) -> list:  # grid² colours such as #336699, row by row
@@ -496,7 +497,7 @@ def patch_colours(image: torch.Tensor,  # (C, s, s) in [-1, 1]
     steps = ((F.adaptive_avg_pool2d(image, grid).clamp(-1, 1) + 1) * 8).round().mul(255 / 16).int()
     return ["#" + "".join(f"{v:02x}" for v in (colour * 3)[:3]) for colour in steps.flatten(1).T.tolist()]
 
-# %% ../nbs/22_explore.ipynb #51cc13bc
+# %% ../nbs/22_explore.ipynb #a47141e8
 def own_figure(detector: Detector,  # fitted
                images: ImageSet,  # new ones
                scores: torch.Tensor,  # (N,) theirs

@@ -4,7 +4,7 @@
 __all__ = ['POLL', 'WORKER', 'LABELS', 'STYLE', 'START', 'Panel', 'table', 'row', 'slider', 'column', 'TrainingPanel',
            'ScoresPanel', 'InsidePanel', 'OwnPanel', 'Explorer']
 
-# %% ../nbs/23_widgets.ipynb #a82b5f07
+# %% ../nbs/23_widgets.ipynb #4eb6594e
 """The explorer: train a detector on a page, and look at what it does. Widgets show and ask; what they show comes from `anogan.explore`."""
 import asyncio
 import html
@@ -15,6 +15,7 @@ from dataclasses import replace
 
 import ipywidgets as w
 
+# %% ../nbs/23_widgets.ipynb #fa774228
 from .data import DATASETS, load_images
 from .detector import GENERATORS
 from .errors import AnoganError, InputError
@@ -26,7 +27,7 @@ from .explore import (BackgroundTraining, abnormal_choices, attention_figure, at
 from .plots import image_rows
 from .trainer import RECIPES
 
-# %% ../nbs/23_widgets.ipynb #34425aa6
+# %% ../nbs/23_widgets.ipynb #0fd58097
 POLL = 0.2  # seconds between two looks at a training
 WORKER = ThreadPoolExecutor(1)  # computes and draws what takes long, one thing after the other, so that the kernel stays free
 LABELS = {"description_width": "9em"}
@@ -103,7 +104,7 @@ class Panel:
             if self.wanted[place] is request: del self.wanted[place]
             place.value = content
 
-# %% ../nbs/23_widgets.ipynb #7baf743f
+# %% ../nbs/23_widgets.ipynb #bfb9fff2
 STYLE = """<style>
 .anogan h2, .anogan h3 {margin: .6em 0 .2em}
 .anogan p {margin: .3em 0; max-width: 46em; line-height: 1.4}
@@ -114,7 +115,7 @@ STYLE = """<style>
 .anogan-news {border-left: 4px solid #0072b2; padding-left: .6em}
 </style>"""
 
-
+# %% ../nbs/23_widgets.ipynb #5e21180f
 def table(head,  # column titles
           rows,  # of cells; the first of each names its row
           caption: str,  # what the table says
@@ -124,13 +125,13 @@ def table(head,  # column titles
     body = "".join(f"<tr>{cells('th scope=row', row[:1])}{cells('td', row[1:])}</tr>" for row in rows)
     return f"<table><caption>{html.escape(caption)}</caption><tr>{cells('th scope=col', head)}</tr>{body}</table>"
 
-
+# %% ../nbs/23_widgets.ipynb #bdeccc2a
 def row(*children,  # widgets, side by side where there is room for them
        ) -> w.Box:
     "A row that breaks where the page is narrow."
     return w.Box(children, layout=w.Layout(display="flex", flex_flow="row wrap", align_items="flex-start", overflow="visible"))
 
-
+# %% ../nbs/23_widgets.ipynb #71cc6fdb
 def slider(label: str,  # what is chosen
            **options,  # of the slider
           ) -> tuple:  # (slider, the number in front of it, both in a box)
@@ -147,7 +148,7 @@ def column(*children,  # widgets, one under the other
     "A column that takes its share of a row."
     return w.VBox(children, layout=w.Layout(flex=f"1 1 {width}", min_width="0", max_width="100%", padding="0 1em 0 0"))
 
-# %% ../nbs/23_widgets.ipynb #40c9ee34
+# %% ../nbs/23_widgets.ipynb #23eefd65
 class TrainingPanel(Panel):
     "Choose data, abnormal class and model; train, watch, stop."
     def __init__(self,
@@ -185,7 +186,8 @@ class TrainingPanel(Panel):
         self.show_examples()
 
     @staticmethod
-    def named(classes) -> list:  # (label, value) of a dropdown
+    def named(classes,  # names; None where the data set says what is abnormal
+             ) -> list:  # (label, value) pairs of a dropdown
         "Class names as they are chosen from."
         return [(name or "every defect", name or "") for name in classes]
 
@@ -234,7 +236,7 @@ class TrainingPanel(Panel):
             self.show(self.rebuilt, rebuilt_figure, now.images, now.rebuilt)
         return now
 
-# %% ../nbs/23_widgets.ipynb #928a0098
+# %% ../nbs/23_widgets.ipynb #ad58c0c8
 class ScoresPanel(Panel):
     "The detectors trained so far; scores, threshold and gallery of the one that is chosen."
     GALLERY = 6  # images of each kind
@@ -343,7 +345,7 @@ class ScoresPanel(Panel):
         self.counts.value = (table(["", "called abnormal", "called normal", "share called abnormal"], rows, "At this threshold")
                              + f"<p>{kept if at == frozen else moved}</p>")
 
-# %% ../nbs/23_widgets.ipynb #817cb16f
+# %% ../nbs/23_widgets.ipynb #bf069ea2
 class InsidePanel(Panel):
     "One test image: what the detector makes of it, where its patches look, what the skips carried."
     LIMIT = 16  # a grid of buttons with more patches a side would be slow; the two numbers remain
@@ -428,7 +430,7 @@ class InsidePanel(Panel):
         def draw(image, row, col, head): return attention_figure(image, attention_of_patch(self.judged.detector, image, row, col), head)
         self.show(self.attention, draw, self.image, self.row.value, self.col.value, int(self.head.value) if self.head.value else None)
 
-# %% ../nbs/23_widgets.ipynb #f6bc34be
+# %% ../nbs/23_widgets.ipynb #cace78ff
 class OwnPanel(Panel):
     "Images of your own, from files or a folder, judged by the chosen detector."
     LISTED = 200  # rows of the table, at most
@@ -471,10 +473,10 @@ class OwnPanel(Panel):
         rows = [(images.ids[i], f"{scores[i]:.3f}", "ABNORMAL" if scores[i] > judged.detector.threshold else "normal") for i in order]
         self.listed.value = table(["image", "score", "verdict"], rows, f"{len(order)} of {len(images)} images; threshold {judged.detector.threshold:.3f}")
 
-# %% ../nbs/23_widgets.ipynb #dd328e90
-START = RunConfig(abnormal_class="8", n_train=300, epochs=5, batch_size=32)  # what a new explorer offers: minutes, not hours
+# %% ../nbs/23_widgets.ipynb #e96596a7
+START = RunConfig(abnormal_class="8", n_train=300, epochs=5, batch_size=16)  # what a new explorer offers: minutes, not hours
 
-
+# %% ../nbs/23_widgets.ipynb #cc481df9
 class Explorer:
     "The whole page. Let a notebook's cell end in an `Explorer`, and it appears."
     def __init__(self,
