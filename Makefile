@@ -38,7 +38,7 @@ lint: $(DEV) ## ruff, and who may import whom
 
 # Sums and not `git diff`: it holds in a tree with uncommitted work too, and without git.
 fresh: $(DEV) ## export and clean the notebooks; fails where that changes a file
-	@sums() { cksum nbs/*.ipynb anogan/*.py | sort; }; before=$$(sums); \
+	@sums() { cksum nbs/*.ipynb nbs/app/*.ipynb anogan/*.py | sort; }; before=$$(sums); \
 	echo "$(BIN)/nbdev_export; $(BIN)/nbdev_clean"; \
 	$(BIN)/nbdev_export && $(BIN)/nbdev_clean || exit 1; \
 	after=$$(sums); [ "$$before" = "$$after" ] && exit 0; \
@@ -48,7 +48,7 @@ fresh: $(DEV) ## export and clean the notebooks; fails where that changes a file
 readme: $(DEV) ## write README.md from nbs/index.ipynb
 	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown nbs/index.ipynb --output-dir $(README_DIR) --output README \
 		--RegexRemovePreprocessor.patterns='^#\|\s*(hide|default_exp)'
-	@sed -E 's#\]\(([0-9]{2}_[a-z0-9_]+\.ipynb)#](nbs/\1#g; s#\]\(\.\./#](#g' $(README_DIR)/README.md > $(README_DIR)/README.tmp
+	@sed -E 's#\]\((([0-9]{2}_|app/)[a-z0-9_]+\.ipynb)#](nbs/\1#g; s#\]\(\.\./#](#g' $(README_DIR)/README.md > $(README_DIR)/README.tmp
 	@mv $(README_DIR)/README.tmp $(README_DIR)/README.md
 
 clean: ## remove what was made here; runs/ stays, but for the demo's

@@ -26,8 +26,10 @@ import torch.nn.functional as F
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter
 from PIL import Image
+from torch import nn
 
-# %% ../nbs/22_explore.ipynb #41e006bc
+# %% ../nbs/22_explore.ipynb #c7c9abba
+from .anotrans import AnoTrans
 from .attention import SwinBlock, window_reverse
 from .baselines import NearestNeighbours
 from .data import DATASETS, AnomalyData, ImageSet, load_dataset, read_image, stratified
@@ -37,7 +39,6 @@ from .evaluation import evaluate_scores, rates_at, threshold_from
 from .experiments import RunConfig, prepare
 from .plots import ABNORMAL, THIRD, draw_image, image_rows, new_figure, roc_curve_plot, score_histogram
 from .scoring import join_terms
-from .skip import FuseTokens
 
 # %% ../nbs/22_explore.ipynb #b1e12afa
 def outcome(label: int,  # 0 normal, 1 abnormal
@@ -353,20 +354,23 @@ class SkipContent:
     change: float  # mean absolute difference that makes, on the images' scale
 
 
+@torch.no_grad()
 def skip_contents(detector: Detector,  # fitted
                   image: torch.Tensor,  # (C, s, s) in [-1, 1]
                  ) -> list:  # of `SkipContent`, finest first
     "What each skip carried, and what becomes of the reconstruction without it."
-    generator, outputs = detector.generator, {}
-    with hooked({skip: lambda skip, _, out: outputs.update({skip: out}) for skip in generator.skip}): full = detector.reconstruct(image[None])[0]
-    found = []
-    for stage, (skip, fuse) in enumerate(zip(generator.skip, generator.fuse)):
-        with hooked({skip: lambda *args: torch.zeros_like(args[-1])}): without = detector.reconstruct(image[None])[0]
-        carried = outputs[skip][0].abs().mean(-1 if isinstance(fuse, FuseTokens) else 0).cpu()  # tokens have their width last, maps first
-        found.append(SkipContent(stage, carried / carried.max().clamp(min=1e-12), without, (full - without).abs().mean().item()))
+    generator, found = detector.generator, []
+    bottom, skips = generator.encode(next(detector.batches(image[None])))
+    ways = [*getattr(generator, "skip", getattr(generator, "attend", ())), *(nn.Identity() for _ in skips)]  # what a skip passes on its way
+    full, width = generator.decode(bottom, skips)[0], -1 if isinstance(generator, AnoTrans) else 0  # tokens have their width last, maps first
+    for stage, (skip, way) in enumerate(zip(skips, ways)):
+        carried = way(skip)[0].abs().mean(width)
+        silent = [torch.zeros_like(s) if i == stage else s for i, s in enumerate(skips)]
+        with hooked({way: lambda *args: torch.zeros_like(args[-1])}): without = generator.decode(bottom, silent)[0]
+        found.append(SkipContent(stage, (carried / carried.max().clamp(min=1e-12)).cpu(), without.cpu(), (full - without).abs().mean().item()))
     return found
 
-# %% ../nbs/22_explore.ipynb #e802bb69
+# %% ../nbs/22_explore.ipynb #328442fe
 def skips_figure(contents: list,  # of `SkipContent`
                 ) -> tuple:  # (figure, text)
     "What each skip carried, and the reconstruction without it."
@@ -375,7 +379,7 @@ def skips_figure(contents: list,  # of `SkipContent`
     changes = ", ".join(f"{c.change:.3f} (skip {c.stage})" for c in contents)
     return fig, f"What each skip carried, and the reconstruction without it; it changes by {changes}."
 
-# %% ../nbs/22_explore.ipynb #4d255e82
+# %% ../nbs/22_explore.ipynb #6cb57daa
 def abnormal_choices(dataset: str,  # one of `anogan.data.DATASETS`
                     ) -> tuple:  # class names, or (None,) where the data set itself says what is abnormal
     "What can be chosen as the abnormal class."
@@ -391,7 +395,7 @@ def examples(config: RunConfig,  # of which data set and class
     kinds = dict(normal=data.train, abnormal=data.test.subset(data.test.labels == 1))
     return {name: images.subset(range(min(n, len(images)))).stack() for name, images in kinds.items() if len(images)}
 
-# %% ../nbs/22_explore.ipynb #10610daf
+# %% ../nbs/22_explore.ipynb #02ae1755
 def read_uploads(files: dict,  # name -> bytes
                  isize: int,  # side of the images, pixels
                  channels: int,  # 1 or 3
@@ -407,7 +411,7 @@ def read_uploads(files: dict,  # name -> bytes
             else: names.append(name)
     return (ImageSet(torch.stack(pixels), ids=names) if pixels else None), faults
 
-# %% ../nbs/22_explore.ipynb #84b960f1
+# %% ../nbs/22_explore.ipynb #b6241257
 def picture(fig,  # a matplotlib figure
             alt: str,  # what it says, for a reader who cannot see it
            ) -> str:  # HTML
@@ -416,7 +420,7 @@ def picture(fig,  # a matplotlib figure
     fig.savefig(buffer, format="png", dpi=110)
     return _image(buffer.getvalue(), alt, "max-width:100%;height:auto")
 
-# %% ../nbs/22_explore.ipynb #5de3998e
+# %% ../nbs/22_explore.ipynb #43f34f30
 def thumbnail(image: torch.Tensor,  # (C, s, s) in [-1, 1]
               alt: str,  # what it shows
              ) -> str:  # HTML
@@ -430,7 +434,7 @@ def thumbnail(image: torch.Tensor,  # (C, s, s) in [-1, 1]
 def _image(png, alt, style):
     return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{html.escape(alt)}" style="{style}">'
 
-# %% ../nbs/22_explore.ipynb #f22ef770
+# %% ../nbs/22_explore.ipynb #6cc88e40
 def losses_figure(history,  # rows of losses, as `Detector.history`
                  ) -> tuple:  # (figure, its text for those who cannot see it)
     "How the losses went, the generator's terms and the discriminator's."
@@ -449,7 +453,7 @@ def losses_figure(history,  # rows of losses, as `Detector.history`
     return fig, (f"Losses over {len(history)} epochs: the contextual loss went from {first['con']:.3f} to {last['con']:.3f}, "
                  f"the adversarial one from {first['adv']:.3f} to {last['adv']:.3f}, the discriminator's from {first['loss_d']:.3f} to {last['loss_d']:.3f}.")
 
-# %% ../nbs/22_explore.ipynb #0556b89b
+# %% ../nbs/22_explore.ipynb #acfbd4e3
 def rebuilt_figure(images: torch.Tensor,  # (n, C, s, s)
                    rebuilt: torch.Tensor,  # (n, C, s, s)
                   ) -> tuple:  # (figure, text)
@@ -458,7 +462,7 @@ def rebuilt_figure(images: torch.Tensor,  # (n, C, s, s)
     fig = image_rows({"image": images, "rebuilt": rebuilt})
     return fig, f"{len(images)} normal validation images and their reconstructions; mean absolute error {error:.3f}."
 
-# %% ../nbs/22_explore.ipynb #8ce16c43
+# %% ../nbs/22_explore.ipynb #b5327fbf
 def threshold_figure(scores,  # (N,) anomaly scores
                      labels,  # (N,) 0 normal, 1 abnormal
                      threshold: float,  # above it an image is called abnormal
@@ -476,7 +480,7 @@ def threshold_figure(scores,  # (N,) anomaly scores
     return fig, (f"Histogram of the scores of {counts.passed + counts.false_alarms} normal and {counts.hits + counts.misses} abnormal images, "
                  f"the threshold at {threshold:.3f}; the ROC curve, a diamond at {counts.false_alarm_rate:.1%} false alarms and {counts.hit_rate:.1%} hits.")
 
-# %% ../nbs/22_explore.ipynb #6feed91d
+# %% ../nbs/22_explore.ipynb #3f2ff86e
 def image_figure(detector: Detector,  # fitted
                  image: torch.Tensor,  # (C, s, s) in [-1, 1]
                 ) -> tuple:  # (figure, text)
@@ -489,7 +493,7 @@ def image_figure(detector: Detector,  # fitted
     return fig[0], (f"An image, its reconstruction and its heat map; the hottest pixel is in row {row}, column {col}, at {heat.max():.2f}, "
                     "where 1 is what nearly every normal image stays below.")
 
-# %% ../nbs/22_explore.ipynb #35826a53
+# %% ../nbs/22_explore.ipynb #41d28ecc
 def patch_colours(image: torch.Tensor,  # (C, s, s) in [-1, 1]
                   grid: int,  # patches along one side
                  ) -> list:  # grid² colours such as #336699, row by row
@@ -497,7 +501,7 @@ def patch_colours(image: torch.Tensor,  # (C, s, s) in [-1, 1]
     steps = ((F.adaptive_avg_pool2d(image, grid).clamp(-1, 1) + 1) * 8).round().mul(255 / 16).int()
     return ["#" + "".join(f"{v:02x}" for v in (colour * 3)[:3]) for colour in steps.flatten(1).T.tolist()]
 
-# %% ../nbs/22_explore.ipynb #a47141e8
+# %% ../nbs/22_explore.ipynb #578640bf
 def own_figure(detector: Detector,  # fitted
                images: ImageSet,  # new ones
                scores: torch.Tensor,  # (N,) theirs

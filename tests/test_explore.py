@@ -1,5 +1,6 @@
 "What the chapter on looking inside cannot show: stopping at every moment, failing in the background, other networks, odd input."
 import threading
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 from anogan import explore
 from anogan.attention import SwinBlock
 from anogan.data import load_dataset
+from anogan.detector import Detector
 from anogan.errors import InputError
 from anogan.experiments import RunConfig, prepare
 from anogan.explore import BackgroundTraining, Watched
@@ -178,17 +180,25 @@ def test_a_patch_that_is_not_there(trained, image):
         with pytest.raises(InputError, match="rows and columns go from 0 to 15"): explore.attention_of_patch(trained.result.detector, image, 16, 0)
 
 
-def test_a_silenced_skip_is_a_decoder_without_it(trained, image):
-    detector, generator = trained.result.detector, trained.result.detector.generator
+@pytest.mark.parametrize("model, options, ways", [("anotrans", dict(dim=8), "skip"), ("gannext", dict(dim=8, depths=(1, 1, 1, 1)), "skip"),
+                                                  ("sagan", dict(ngf=8), "attend"), ("skipganomaly", dict(ngf=8), None)])
+def test_a_silenced_skip_is_a_network_without_it(model, options, ways, image):
+    class Nothing(torch.nn.Module):
+        def forward(self, x): return torch.zeros_like(x)
+
+    detector = Detector(model, channels=1, ndf=8, nz=16, device="cpu", **options)
+    generator, (bottom, skips) = detector.generator, detector.generator.encode(image[None])
     contents = explore.skip_contents(detector, image)
-    assert [c.stage for c in contents] == [0, 1, 2]
-    bottom, skips = generator.encode(image[None])
-    for content in contents:
-        carried = generator.skip[content.stage](skips[content.stage])[0]
-        side = skips[content.stage].shape[2]
-        expected = carried.abs().mean(-1 if carried.shape[1] == side == carried.shape[0] else 0)
-        assert content.carried.shape == (side, side) and torch.allclose(content.carried, expected / expected.max(), atol=1e-5)
-        assert content.without.shape == image.shape and content.change > 0
+    assert [c.stage for c in contents] == list(range(len(skips))) and len(skips) >= 3
+    for i, content in enumerate(contents):
+        mute = deepcopy(generator)
+        if ways: getattr(mute, ways)[i] = Nothing()
+        without = mute.decode(bottom, [torch.zeros_like(s) if i == j and not ways else s for j, s in enumerate(skips)])[0].detach()
+        change = (generator(image[None])[0] - without).abs().mean().item()
+        assert torch.allclose(content.without, without, atol=1e-6) and content.change == pytest.approx(change)
+        side = skips[i].shape[2]
+        carried = (getattr(generator, ways)[i](skips[i]) if ways else skips[i])[0].abs().mean(-1 if model == "anotrans" else 0)
+        assert content.carried.shape == (side, side) and torch.allclose(content.carried, carried / carried.max(), atol=1e-5)
     assert torch.equal(detector.reconstruct(image[None]), generator(image[None]).detach())  # no hook is left
 
 
