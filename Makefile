@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 CORE := $(VENV)/.core
 DEV := $(VENV)/.dev
+APP := $(VENV)/.app
 
 DEMO := --dataset digits --abnormal-class 8 --size tiny --isize 32 --epochs 10 --batch-size 32
 README_DIR := .
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab lint fresh readme clean
+.PHONY: help demo test lab app lint fresh readme clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -28,13 +29,16 @@ test: $(DEV) ## all that CI checks: lint, fresh, then pytest, which runs every n
 lab: $(DEV) ## the course in JupyterLab
 	$(BIN)/jupyter lab --allow-root nbs/index.ipynb
 
+app: $(APP) ## the explorer as a web page, with Voilà
+	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/voila nbs/app/explorer.ipynb
+
 lint: $(DEV) ## ruff, and who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/lint-imports
 
 # Sums and not `git diff`: it holds in a tree with uncommitted work too, and without git.
 fresh: $(DEV) ## export and clean the notebooks; fails where that changes a file
-	@sums() { cksum nbs/*.ipynb anogan/*.py | sort; }; before=$$(sums); \
+	@sums() { cksum nbs/*.ipynb nbs/app/*.ipynb anogan/*.py | sort; }; before=$$(sums); \
 	echo "$(BIN)/nbdev_export; $(BIN)/nbdev_clean"; \
 	$(BIN)/nbdev_export && $(BIN)/nbdev_clean || exit 1; \
 	after=$$(sums); [ "$$before" = "$$after" ] && exit 0; \
@@ -44,7 +48,7 @@ fresh: $(DEV) ## export and clean the notebooks; fails where that changes a file
 readme: $(DEV) ## write README.md from nbs/index.ipynb
 	@$(BIN)/jupyter nbconvert --log-level ERROR --to markdown nbs/index.ipynb --output-dir $(README_DIR) --output README \
 		--RegexRemovePreprocessor.patterns='^#\|\s*(hide|default_exp)'
-	@sed -E 's#\]\(([0-9]{2}_[a-z0-9_]+\.ipynb)#](nbs/\1#g; s#\]\(\.\./#](#g' $(README_DIR)/README.md > $(README_DIR)/README.tmp
+	@sed -E 's#\]\((([0-9]{2}_|app/)[a-z0-9_]+\.ipynb)#](nbs/\1#g; s#\]\(\.\./#](#g' $(README_DIR)/README.md > $(README_DIR)/README.tmp
 	@mv $(README_DIR)/README.tmp $(README_DIR)/README.md
 
 clean: ## remove what was made here; runs/ stays, but for the demo's
@@ -65,4 +69,9 @@ $(CORE): $(VENV)/pyvenv.cfg settings.ini setup.py
 $(DEV): $(VENV)/pyvenv.cfg settings.ini setup.py
 	@echo "Installing anogan with its tools into $(VENV) (the first time this fetches torch: some minutes and some gigabytes)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(CORE) $(APP) $@
+
+$(APP): $(VENV)/pyvenv.cfg settings.ini setup.py
+	@echo "Installing anogan with Voilà into $(VENV) (the first time this fetches torch: some minutes and some gigabytes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[app]'
 	@touch $(CORE) $@

@@ -161,8 +161,7 @@ def test_the_package_needs_what_it_imports_and_imports_what_it_needs():
     needed = {other_names.get(name, name) for name in re.findall(r"(\S+?)[<>=]\S+", config["DEFAULT"]["requirements"])}
     at_once, later = map(set.union, *(imported(path) for path in sorted((ROOT / "anogan").glob("[!_]*.py"))))
     assert at_once <= needed, "imported, but not among the requirements of settings.ini"
-    unseen = {"ipywidgets"}  # tqdm draws its progress bar with it in a notebook
-    assert needed <= at_once | later | unseen, "among the requirements of settings.ini, but imported nowhere"
+    assert needed <= at_once | later, "among the requirements of settings.ini, but imported nowhere"
 
 
 def test_readme_is_what_its_notebook_gives(tmp_path):
