@@ -106,7 +106,7 @@ class Judged:
                weights: dict = None,  # term -> weight; None: the recipe's own
               ) -> tuple:  # (N,) scores of the test images, and the threshold that the validation images give
         "Score and threshold for some weights of the terms; the test images have no say in the threshold."
-        weights = weights or self.detector.recipe.score
+        weights = weights or self.detector.weights
         return join_terms(self.terms, weights), threshold_from(join_terms(self.val_terms, weights), self.detector.false_alarms)
 
     def __str__(self):
@@ -258,7 +258,7 @@ class BackgroundTraining:
         except _Stop:
             if not self.progress.history: raise
             detector.history = list(self.progress.history)
-            detector.remember(data.train).calibrate(data.val)
+            detector.remember(data.train, data.val).calibrate(data.val)
         self.tell(phase="judging", sentence="scoring the test images")
         result, done = judge(self.config, data, detector), len(detector.history)
         if done < epochs: self.tell(phase="stopped", sentence=f"stopped; {done} of {epochs} epochs are kept", result=result)
