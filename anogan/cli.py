@@ -3,7 +3,7 @@
 # %% auto #0
 __all__ = ['app', 'Out', 'Dataset', 'AbnormalClass', 'Category', 'Root', 'NTrain', 'ISize', 'Channels', 'Model', 'Size',
            'RecipeName', 'Dim', 'PatchSize', 'Ngf', 'Ndf', 'Nz', 'Epochs', 'BatchSize', 'Seed', 'Rate', 'WAdv', 'WCon',
-           'WLat', 'Device', 'Precision', 'Display', 'in_one_sentence', 'train', 'score', 'data', 'main']
+           'WLat', 'Device', 'Precision', 'Legacy', 'Display', 'in_one_sentence', 'train', 'score', 'data', 'main']
 
 # %% ../nbs/17_cli.ipynb #fef8fa9e
 """The command line: `anogan train`, `anogan score`, `anogan data`. It holds no logic of its own."""
@@ -66,6 +66,7 @@ WCon = Annotated[Optional[float], typer.Option("--w-con", "--w_con", help="weigh
 WLat = Annotated[Optional[float], typer.Option("--w-lat", "--w_lat", help="weight of the latent loss")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")]
 Precision = Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16")]
+Legacy = Annotated[bool, typer.Option("--legacy-eval", help="report the released evaluation too, which peeks at the test images, beside the honest one")]
 Display = Annotated[bool, typer.Option("--display", help="write TensorBoard logs into the folder (pip install 'anogan[log]')")]
 
 # %% ../nbs/17_cli.ipynb #77ee25f0
@@ -75,14 +76,16 @@ def train(out: Out, dataset: Dataset = "digits", abnormal_class: AbnormalClass =
           n_train: NTrain = None, model: Model = "anotrans", size: Size = "tiny", recipe: RecipeName = "recommended", isize: ISize = 32,
           channels: Channels = None, epochs: Epochs = 15, batch_size: BatchSize = 64, seed: Seed = 0, lr: Rate = None, w_adv: WAdv = None,
           w_con: WCon = None, w_lat: WLat = None, dim: Dim = None, patch_size: PatchSize = None, ngf: Ngf = None, ndf: Ndf = None,
-          nz: Nz = None, device: Device = "auto", precision: Precision = "auto", display: Display = False):
+          nz: Nz = None, device: Device = "auto", precision: Precision = "auto",
+          legacy_eval: Legacy = False, display: Display = False):
     "Train a detector on normal images, test it, compare it with simple baselines."
     from anogan.experiments import RunConfig, board, verdict
     from anogan.experiments import run as run_experiment
     single = dict(lr=lr, w_adv=w_adv, w_con=w_con, w_lat=w_lat, dim=dim, patch_size=patch_size, ngf=ngf, ndf=ndf, nz=nz)
     config = RunConfig(dataset=dataset, abnormal_class=abnormal_class, category=category, root=root, n_train=n_train, model=model, size=size,
                        isize=isize, channels=channels, epochs=epochs, batch_size=batch_size, seed=seed, recipe=recipe, device=device,
-                       precision=precision, options={name: value for name, value in single.items() if value is not None})
+                       precision=precision, legacy_eval=legacy_eval,
+                       options={name: value for name, value in single.items() if value is not None})
     done = (out / "metrics.json").exists()
     metrics = run_experiment(config, out, on_epoch=board(out) if display else None)
     print(f"{out} was finished already" if done else f"results in {out}")
