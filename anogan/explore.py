@@ -361,7 +361,8 @@ def skip_contents(detector: Detector,  # fitted
     "What each skip carried, and what becomes of the reconstruction without it."
     generator, found = detector.generator, []
     bottom, skips = generator.encode(next(detector.batches(image[None])))
-    ways = [*getattr(generator, "skip", getattr(generator, "attend", ())), *(nn.Identity() for _ in skips)]  # what a skip passes on its way
+    inside = () if isinstance(generator, AnoTrans) else getattr(generator, "skip", getattr(generator, "attend", ()))  # AnoTrans encodes them already
+    ways = [*inside, *(nn.Identity() for _ in skips)]  # what a skip passes on its way
     full, width = generator.decode(bottom, skips)[0], -1 if isinstance(generator, AnoTrans) else 0  # tokens have their width last, maps first
     for stage, (skip, way) in enumerate(zip(skips, ways)):
         carried = way(skip)[0].abs().mean(width)

@@ -5,9 +5,12 @@ __all__ = ['NEIGHBOURS', 'CLUSTERS', 'nearest', 'Memory', 'hidden_clusters']
 
 # %% ../nbs/12_memory.ipynb #624e08ed
 """A memory of normal images in the discriminator's features: what lies far from all of them is abnormal."""
+import warnings
+
 import torch
 import torch.nn.functional as F
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import roc_auc_score
 
 from .errors import InputError
@@ -81,7 +84,9 @@ def hidden_clusters(memory: Memory,  # of terms with one place
                    ) -> dict:  # term -> AUROC, averaged over the clusters; empty where no cluster has images in val
     "How well does each term find images of a kind that the memory is made to forget? No abnormal image takes part."
     known, new = (x.flatten(1).cpu().numpy() for x in (remembered, val))
-    groups = KMeans(min(CLUSTERS, len(known)), n_init=3, random_state=seed).fit(known)
+    with warnings.catch_warnings():  # fewer different images than clusters is no fault
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        groups = KMeans(min(CLUSTERS, len(known)), n_init=3, random_state=seed).fit(known)
     in_memory, in_val = torch.from_numpy(groups.labels_), groups.predict(new)
     seen, found = memory.look(discriminator, val), {}
     for cluster in range(groups.n_clusters):

@@ -121,7 +121,7 @@ def test_64_pixels():
 
 def test_the_memory_is_bounded(data, monkeypatch):
     monkeypatch.setattr("anogan.detector.MEMORY_SIZE", 10)
-    assert len(narrow().fit(data.train, data.val).memory.features) == 10
+    assert {len(t) for t in narrow().fit(data.train, data.val).memory.features.values()} == {10}
 
 
 def test_training_ends_early_when_asked_to(data):
@@ -155,7 +155,7 @@ def test_unfitted_detectors_say_so(data, tmp_path):
     (lambda f: (f / "model.safetensors").unlink(), "holds no detector"),
     (lambda f: (f / "detector.json").write_text("{"), "not JSON"),
     (lambda f: (f / "model.safetensors").write_bytes(b"junk"), "not the file that was saved"),
-    (lambda f: (f / "detector.json").write_text("[]"), "not a detector of format 1"),
+    (lambda f: (f / "detector.json").write_text("[]"), "not a detector of format 2"),
     (lambda f: (f / "detector.json").write_text((f / "detector.json").read_text().replace('"gannext"', '"anotrans"')), "detector.json"),
 ])
 def test_damaged_files_are_one_sentence(data, tmp_path, damage, fault):

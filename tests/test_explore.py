@@ -180,7 +180,7 @@ def test_a_patch_that_is_not_there(trained, image):
         with pytest.raises(InputError, match="rows and columns go from 0 to 15"): explore.attention_of_patch(trained.result.detector, image, 16, 0)
 
 
-@pytest.mark.parametrize("model, options, ways", [("anotrans", dict(dim=8), "skip"), ("gannext", dict(dim=8, depths=(1, 1, 1, 1)), "skip"),
+@pytest.mark.parametrize("model, options, ways", [("anotrans", dict(dim=8), None), ("gannext", dict(dim=8, depths=(1, 1, 1, 1)), "skip"),
                                                   ("sagan", dict(ngf=8), "attend"), ("skipganomaly", dict(ngf=8), None)])
 def test_a_silenced_skip_is_a_network_without_it(model, options, ways, image):
     class Nothing(torch.nn.Module):
