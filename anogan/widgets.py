@@ -21,7 +21,7 @@ from .detector import GENERATORS
 from .errors import AnoganError, InputError
 from .evaluation import evaluate_scores
 from .experiments import RunConfig
-from .explore import (BackgroundTraining, abnormal_choices, attention_figure, attention_of_patch, counts_at, examples, gallery_order,
+from .explore import (TEST_LIMIT, BackgroundTraining, abnormal_choices, attention_figure, attention_of_patch, counts_at, examples, gallery_order,
                             image_figure, losses_figure, mixture, outcome, own_figure, patch_colours, picture, read_uploads, rebuilt_figure,
                             skip_contents, skips_figure, slider_range, threshold_figure, thumbnail, token_grid)
 from .plots import image_rows
@@ -29,7 +29,7 @@ from .trainer import RECIPES
 
 # %% ../nbs/23_widgets.ipynb #0fd58097
 POLL = 0.2  # seconds between two looks at a training
-WORKER = ThreadPoolExecutor(1)  # computes and draws what takes long, one thing after the other, so that the kernel stays free
+WORKER = ThreadPoolExecutor(1)  # computes and draws what takes long, beside the kernel; one thing at a time, for a hook changes what a network gives
 LABELS = {"description_width": "9em"}
 
 
@@ -57,6 +57,15 @@ class Panel:
             logging.getLogger(__name__).exception("the explorer failed")
             self.say(f"that failed with an unexpected {type(e).__name__}: {e}")
 
+    def listen(self,
+               function,  # what to do, without arguments
+               *widgets,  # buttons, and widgets with a value
+              ):
+        "Do it whenever one of these buttons is pressed, or one of these values changes."
+        def guarded(_):
+            with self.sentences(): function()
+        for widget in widgets: widget.on_click(guarded) if isinstance(widget, w.Button) else widget.observe(guarded, "value")
+
     def begin(self,
               work,  # a coroutine
              ):
@@ -77,7 +86,7 @@ class Panel:
     @classmethod
     async def idle(cls):
         "Wait until nothing is under way in this event loop."
-        def here(): return [task for task in cls.tasks if task.get_loop() is asyncio.get_running_loop()]
+        def here(): return [task for task in list(cls.tasks) if task.get_loop() is asyncio.get_running_loop()]
         while tasks := here(): await asyncio.gather(*tasks)
 
     def show(self,
@@ -179,10 +188,10 @@ class TrainingPanel(Panel):
         self.view = row(column(self.dataset, self.root, self.category, self.abnormal, self.model, self.recipe, self.size, self.n_train, self.epochs,
                                self.seed, w.HBox([self.train_button, self.stop_button]), self.bar, self.message),
                         column(w.HTML("<h3>What is normal, what is abnormal</h3>"), self.examples, self.losses, self.rebuilt, width="480px"))
-        self.dataset.observe(lambda _: self.choose_dataset(), "value")
-        for choice in (self.root, self.category, self.abnormal): choice.observe(lambda _: self.show_examples(), "value")
-        self.train_button.on_click(lambda _: self.begin(self.train()))
-        self.stop_button.on_click(lambda _: self.training.stop())
+        self.listen(self.choose_dataset, self.dataset)
+        self.listen(self.show_examples, self.root, self.category, self.abnormal)
+        self.listen(self.train, self.train_button)
+        self.listen(lambda: self.training.stop(), self.stop_button)
         self.show_examples()
 
     @staticmethod
@@ -211,10 +220,15 @@ class TrainingPanel(Panel):
         self.say()
         self.show(self.examples, draw, self.config())
 
-    async def train(self):
-        "Start a training in its thread, and look at it from time to time until it is over."
-        self.training, seen = BackgroundTraining(self.config()).start(), None
+    def train(self):
+        "Start a training in its thread."
+        self.training = BackgroundTraining(self.config()).start()
         self.train_button.disabled, self.stop_button.disabled = True, False
+        self.begin(self.watch())
+
+    async def watch(self):
+        "Look at the training from time to time until it is over."
+        seen = None
         while seen is None or self.training.running:
             seen = self.look(seen)
             await asyncio.sleep(POLL)
@@ -261,12 +275,11 @@ class ScoresPanel(Panel):
                                 column(self.figure, threshold, self.frozen, self.counts, width="480px")), row(*gallery), self.message])
         self.empty = w.HTML("<p>Nothing is trained yet. Press <b>Train</b>, and scores appear here.</p>")
         self.view = w.VBox([self.empty])
-        self.detector.observe(lambda _: self.choose(), "value")
-        for choice in (self.kind, self.lat): choice.observe(lambda _: self.score(), "value")
-        self.threshold.observe(lambda _: self.move(), "value")
-        self.frozen.on_click(lambda _: setattr(self.threshold, "value", self.now[1]))
-        for places in self.places:
-            for _, button in places: button.on_click(lambda b: self.on_image(self.judged, b.number))
+        self.listen(self.choose, self.detector)
+        self.listen(self.score, self.kind, self.lat)
+        self.listen(self.move, self.threshold)
+        self.listen(lambda: setattr(self.threshold, "value", self.now[1]), self.frozen)
+        for _, button in sum(self.places, []): self.listen(lambda button=button: self.on_image(self.judged, button.number), button)
 
     @property
     def judged(self):
@@ -292,8 +305,9 @@ class ScoresPanel(Panel):
             low, high = found["auroc_ci"]
             return f"{found['auroc']:.3f}", f"{low:.3f} to {high:.3f}", f"{judged.rival:.3f}"
 
-        self.compared.value = table(["no.", "detector", "AUROC", "95 % interval", "kNN on pixels"],
-                                    [(i + 1, one, *figures(one)) for i, one in enumerate(self.trained)], "Detectors trained so far")
+        rows = [(i + 1, one, *figures(one)) for i, one in enumerate(self.trained)]
+        self.compared.value = table(["no.", "detector", "AUROC", "95 % interval", "kNN on pixels"], rows,
+                                    f"Detectors trained so far, each on its test images, {TEST_LIMIT:,} at most")
 
     def choose(self):
         "Show the chosen detector; its own score first."
@@ -365,8 +379,8 @@ class InsidePanel(Panel):
         self.body = w.VBox([row(column(self.number, self.about, self.message, self.figure),
                                 column(w.HTML("<h3>What each skip carried</h3>"), self.skips, width="480px")), self.patches])
         self.view = w.VBox([])
-        self.number.observe(lambda _: self.look(), "value")
-        for choice in (self.row, self.col, self.head): choice.observe(lambda _: self.attend(), "value")
+        self.listen(self.look, self.number)
+        self.listen(self.attend, self.row, self.col, self.head)
 
     def open(self,
              judged,  # a `Judged`
@@ -392,7 +406,7 @@ class InsidePanel(Panel):
         size = w.Layout(width="19px", height="19px", min_width="0", padding="0", margin="0")
         self.buttons = [w.Button(layout=size, tabbable=False, tooltip=f"row {i // side}, column {i % side}")
                         for i in range(side**2 if side <= self.LIMIT else 0)]
-        for i, button in enumerate(self.buttons): button.on_click(lambda _, i=i: self.point(*divmod(i, side)))
+        for i, button in enumerate(self.buttons): self.listen(lambda i=i: self.point(*divmod(i, side)), button)
         self.grid.children = self.buttons
         self.grid.layout = w.Layout(grid_template_columns=f"repeat({side}, 19px)", grid_gap="1px")
 
@@ -442,11 +456,16 @@ class OwnPanel(Panel):
         self.chosen = chosen
         self.upload = w.FileUpload(description="Choose image files", accept="image/*", multiple=True, layout=w.Layout(width="auto"))
         self.folder = w.Text(description="Or a folder", placeholder="its path on the kernel's machine", style=LABELS, layout=w.Layout(width="100%"))
-        self.read = w.Button(description="Score the folder")
+        self.read_button = w.Button(description="Score the folder")
         self.figure, self.listed = w.HTML(), w.HTML()
-        self.view = row(column(self.upload, self.folder, self.read, self.message, self.listed), column(self.figure, width="480px"))
-        self.upload.observe(lambda _: self.take(), "value")
-        self.read.on_click(lambda _: self.begin(self.score(lambda detector: (load_images(self.folder.value, detector.isize, detector.channels), []))))
+        self.view = row(column(self.upload, self.folder, self.read_button, self.message, self.listed), column(self.figure, width="480px"))
+        self.listen(self.take, self.upload)
+        self.listen(self.read, self.read_button)
+
+    def read(self):
+        "Score the images of a folder."
+        folder = self.folder.value
+        self.begin(self.score(lambda detector: (load_images(folder, detector.isize, detector.channels), [])))
 
     def take(self):
         "Score the files that were uploaded, and make room for the next ones."

@@ -120,9 +120,15 @@ def test_the_explorer(browser, serve, tmp_path, command, go):
     assert re.search(r"0\.\d{3}", first[0]) and first[0] != second[0] and first[1] != second[1]
 
     # the threshold, with the mouse and with keys: counts and picture move along
-    counts = explorer.get_by_role("table", name="At this threshold")
-    frozen = counts.inner_text()
-    handle = explorer.get_by_role("slider").last
+    counts, typed, handle = explorer.get_by_role("table", name="At this threshold"), explorer.get_by_label("Threshold"), explorer.get_by_role("slider").last
+
+    def settled():
+        "Slider and number agree: no message about them is on its way between page and kernel."
+        page.wait_for_function("([slider, number]) => Math.abs(slider.getAttribute('aria-valuetext') - number.value) < 1e-4",
+                               arg=[handle.element_handle(), typed.element_handle()])
+        return typed.input_value()
+
+    frozen, at = counts.inner_text(), settled()
     handle.scroll_into_view_if_needed()
     box = handle.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
@@ -131,8 +137,13 @@ def test_the_explorer(browser, serve, tmp_path, command, go):
     page.mouse.up()
     expect(counts).not_to_have_text(frozen, use_inner_text=True)
     expect(sentence("promise nothing")).to_be_visible()
+    assert float(settled()) < float(at)
     button("Frozen threshold").click()
+    expect(typed).to_have_value(at)
     expect(counts).to_have_text(frozen, use_inner_text=True)
+    handle.press("ArrowLeft")
+    expect(typed).not_to_have_value(at)
+    settled()
     number("Threshold", -100)
     expect(counts).to_contain_text("100.0%")
     expect(picture("100.0% false alarms and 100.0% hits")).to_be_visible()

@@ -136,11 +136,11 @@ def test_own_images(use, tmp_path):
     async def do(explorer):
         own = explorer.own
         own.folder.value = str(tmp_path / "good")
-        own.read.click()
+        own.read_button.click()
         await explorer.idle()
         assert "train one first" in own.message.value
         await train(explorer)
-        own.read.click()
+        own.read_button.click()
         await explorer.idle()
         assert own.message.value == "" and own.listed.value.count("<tr>") == 4 and alt(own.figure).startswith("3 of 3 images")
         files = [dict(name=p.name, type="image/png", size=1, content=memoryview(p.read_bytes()), last_modified=datetime.now()) for p in tmp_path.glob("*.png")]
@@ -148,7 +148,7 @@ def test_own_images(use, tmp_path):
         await explorer.idle()
         assert "cannot read the image half.png" in own.message.value and "&lt;red&gt;.png" in own.listed.value and own.upload.value == ()
         own.folder.value = str(tmp_path / "none")
-        own.read.click()
+        own.read_button.click()
         await explorer.idle()
         assert "there is no such file" in own.message.value
     use(do)
