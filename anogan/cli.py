@@ -67,7 +67,7 @@ WLat = Annotated[Optional[float], typer.Option("--w-lat", "--w_lat", help="weigh
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps")]
 Precision = Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16")]
 Legacy = Annotated[bool, typer.Option("--legacy-eval", help="report the released evaluation too, which peeks at the test images, beside the honest one")]
-Display = Annotated[bool, typer.Option("--display", help="write TensorBoard logs into the folder (pip install 'anogan[log]')")]
+Display = Annotated[bool, typer.Option("--display", help="write losses, images and heat maps for TensorBoard into the folder (pip install 'anogan[log]')")]
 
 # %% ../nbs/17_cli.ipynb #77ee25f0
 @app.command()
@@ -79,7 +79,7 @@ def train(out: Out, dataset: Dataset = "digits", abnormal_class: AbnormalClass =
           nz: Nz = None, device: Device = "auto", precision: Precision = "auto",
           legacy_eval: Legacy = False, display: Display = False):
     "Train a detector on normal images, test it, compare it with simple baselines."
-    from anogan.experiments import RunConfig, board, verdict
+    from anogan.experiments import RunConfig, verdict
     from anogan.experiments import run as run_experiment
     single = dict(lr=lr, w_adv=w_adv, w_con=w_con, w_lat=w_lat, dim=dim, patch_size=patch_size, ngf=ngf, ndf=ndf, nz=nz)
     config = RunConfig(dataset=dataset, abnormal_class=abnormal_class, category=category, root=root, n_train=n_train, model=model, size=size,
@@ -87,7 +87,7 @@ def train(out: Out, dataset: Dataset = "digits", abnormal_class: AbnormalClass =
                        precision=precision, legacy_eval=legacy_eval,
                        options={name: value for name, value in single.items() if value is not None})
     done = (out / "metrics.json").exists()
-    metrics = run_experiment(config, out, on_epoch=board(out) if display else None)
+    metrics = run_experiment(config, out, display=display)
     print(f"{out} was finished already" if done else f"results in {out}")
     print(verdict(metrics))
 

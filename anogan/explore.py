@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['TEST_LIMIT', 'SHOWN', 'ONE_AT_A_TIME', 'outcome', 'Counts', 'counts_at', 'slider_range', 'gallery_order', 'Judged',
-           'judge', 'mixture', 'Progress', 'Watched', 'peek', 'BackgroundTraining', 'hooked', 'PatchAttention',
+           'judge', 'mixture', 'Progress', 'Watched', 'BackgroundTraining', 'hooked', 'PatchAttention',
            'window_weights', 'token_grid', 'attention_of_patch', 'attention_figure', 'SkipContent', 'skip_contents',
            'skips_figure', 'abnormal_choices', 'examples', 'read_uploads', 'picture', 'thumbnail', 'losses_figure',
            'rebuilt_figure', 'threshold_figure', 'image_figure', 'patch_colours', 'own_figure']
@@ -36,7 +36,7 @@ from .data import DATASETS, AnomalyData, ImageSet, load_dataset, read_image, str
 from .detector import Detector
 from .errors import AnoganError, InputError
 from .evaluation import evaluate_scores, rates_at, threshold_from
-from .experiments import RunConfig, prepare
+from .experiments import RunConfig, peek, prepare
 from .plots import ABNORMAL, THIRD, draw_image, image_rows, new_figure, roc_curve_plot, score_histogram
 from .scoring import join_terms
 
@@ -176,17 +176,7 @@ class Watched(ImageSet):
         "Batches on `device`, watched like these."
         return Watched(super().to(device), self.on_batch)
 
-# %% ../nbs/22_explore.ipynb #315fae2d
-def peek(detector: Detector,  # in the middle of its training
-         images: torch.Tensor,  # (N, C, s, s) in [-1, 1]
-        ) -> torch.Tensor:  # (N, C, s, s), on the CPU
-    "What the generator makes of some images by now; it is put back into the mode it was in."
-    training = detector.generator.training
-    detector.generator.eval()
-    try: return detector.reconstruct(images)
-    finally: detector.generator.train(training)
-
-# %% ../nbs/22_explore.ipynb #0f41976c
+# %% ../nbs/22_explore.ipynb #78917c14
 class BackgroundTraining:
     """A training in a thread of its own. `progress` tells how it stands, `stop` ends it and keeps the last whole epoch.
 
@@ -264,7 +254,7 @@ class BackgroundTraining:
         if done < epochs: self.tell(phase="stopped", sentence=f"stopped; {done} of {epochs} epochs are kept", result=result)
         else: self.tell(phase="done", sentence=f"trained for {done} {'epoch' if done == 1 else 'epochs'}", result=result)
 
-# %% ../nbs/22_explore.ipynb #b3ac4c2a
+# %% ../nbs/22_explore.ipynb #0d07e471
 @contextmanager
 def hooked(hooks: dict,  # module -> function (module, inputs, output); what it returns, unless None, replaces the output
           ):
@@ -294,7 +284,7 @@ def window_weights(block: SwinBlock,  # the block that attended
     alone[window] = weights[window, :, token]
     return window_reverse(alone.transpose(1, 2), block.grid, block.grid)[0].roll((block.shift,) * 2, (0, 1)).permute(2, 0, 1)
 
-# %% ../nbs/22_explore.ipynb #70f54ef0
+# %% ../nbs/22_explore.ipynb #a9dc4748
 def token_grid(detector: Detector,  # with an AnoTrans
               ) -> int:  # tokens along one side of the image
     "How finely a detector cuts its images; a generator without attention is one sentence."
@@ -302,7 +292,7 @@ def token_grid(detector: Detector,  # with an AnoTrans
     if not blocks: raise InputError(f"{detector.model} has no attention to look at: choose a detector with anotrans")
     return max(block.grid for block in blocks)
 
-# %% ../nbs/22_explore.ipynb #a53dfd8d
+# %% ../nbs/22_explore.ipynb #20e335d5
 @torch.no_grad()
 def attention_of_patch(detector: Detector,  # fitted, with an AnoTrans
                        image: torch.Tensor,  # (C, s, s) in [-1, 1]
@@ -325,7 +315,7 @@ def attention_of_patch(detector: Detector,  # fitted, with an AnoTrans
     with hooked({block.attention: listen(name, block) for name, block in blocks.items()}): detector.reconstruct(image[None])
     return found
 
-# %% ../nbs/22_explore.ipynb #4fe599da
+# %% ../nbs/22_explore.ipynb #5ad312eb
 def attention_figure(image: torch.Tensor,  # (C, s, s) in [-1, 1]
                      found: list,  # of `PatchAttention`
                      head: int = None,  # which head; None: their mean
@@ -344,7 +334,7 @@ def attention_figure(image: torch.Tensor,  # (C, s, s) in [-1, 1]
     shares = ", ".join(f"{share} in {block}" for block, share in own.items())
     return fig, f"Attention of the outlined patch, block by block; the share it takes from itself is {shares}."
 
-# %% ../nbs/22_explore.ipynb #c0f6053b
+# %% ../nbs/22_explore.ipynb #0a3c5873
 @dataclass(frozen=True)
 class SkipContent:
     "What one skip connection carried for one image."
@@ -371,7 +361,7 @@ def skip_contents(detector: Detector,  # fitted
         found.append(SkipContent(stage, (carried / carried.max().clamp(min=1e-12)).cpu(), without.cpu(), (full - without).abs().mean().item()))
     return found
 
-# %% ../nbs/22_explore.ipynb #328442fe
+# %% ../nbs/22_explore.ipynb #f1aba95f
 def skips_figure(contents: list,  # of `SkipContent`
                 ) -> tuple:  # (figure, text)
     "What each skip carried, and the reconstruction without it."
@@ -380,7 +370,7 @@ def skips_figure(contents: list,  # of `SkipContent`
     changes = ", ".join(f"{c.change:.3f} (skip {c.stage})" for c in contents)
     return fig, f"What each skip carried, and the reconstruction without it; it changes by {changes}."
 
-# %% ../nbs/22_explore.ipynb #6cb57daa
+# %% ../nbs/22_explore.ipynb #3415d42c
 def abnormal_choices(dataset: str,  # one of `anogan.data.DATASETS`
                     ) -> tuple:  # class names, or (None,) where the data set itself says what is abnormal
     "What can be chosen as the abnormal class."
@@ -396,7 +386,7 @@ def examples(config: RunConfig,  # of which data set and class
     kinds = dict(normal=data.train, abnormal=data.test.subset(data.test.labels == 1))
     return {name: images.subset(range(min(n, len(images)))).stack() for name, images in kinds.items() if len(images)}
 
-# %% ../nbs/22_explore.ipynb #02ae1755
+# %% ../nbs/22_explore.ipynb #c5d43573
 def read_uploads(files: dict,  # name -> bytes
                  isize: int,  # side of the images, pixels
                  channels: int,  # 1 or 3
@@ -412,7 +402,7 @@ def read_uploads(files: dict,  # name -> bytes
             else: names.append(name)
     return (ImageSet(torch.stack(pixels), ids=names) if pixels else None), faults
 
-# %% ../nbs/22_explore.ipynb #b6241257
+# %% ../nbs/22_explore.ipynb #daebfc83
 def picture(fig,  # a matplotlib figure
             alt: str,  # what it says, for a reader who cannot see it
            ) -> str:  # HTML
@@ -421,7 +411,7 @@ def picture(fig,  # a matplotlib figure
     fig.savefig(buffer, format="png", dpi=110)
     return _image(buffer.getvalue(), alt, "max-width:100%;height:auto")
 
-# %% ../nbs/22_explore.ipynb #43f34f30
+# %% ../nbs/22_explore.ipynb #593fac34
 def thumbnail(image: torch.Tensor,  # (C, s, s) in [-1, 1]
               alt: str,  # what it shows
              ) -> str:  # HTML
@@ -435,15 +425,15 @@ def thumbnail(image: torch.Tensor,  # (C, s, s) in [-1, 1]
 def _image(png, alt, style):
     return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{html.escape(alt)}" style="{style}">'
 
-# %% ../nbs/22_explore.ipynb #6cc88e40
+# %% ../nbs/22_explore.ipynb #017e9e09
 def losses_figure(history,  # rows of losses, as `Detector.history`
                  ) -> tuple:  # (figure, its text for those who cannot see it)
     "How the losses went, the generator's terms and the discriminator's."
-    groups = {"generator": dict(con="o-", adv="s--", lat="^:"), "discriminator": dict(d_real="o-", d_fake="s--")}
+    groups = {"generator": dict(con="o-", adv="s--", lat="^:"), "discriminator": dict(d_real="o-", d_fake="s--", contrast="^:")}
     epochs = [row["epoch"] for row in history]
     fig, axes = new_figure(1, 2, width=7, height=2.4)
     for ax, (title, terms) in zip(axes, groups.items()):
-        for name, style in terms.items(): ax.plot(epochs, [row[name] for row in history], style, ms=4, label=name)
+        for name in [name for name in terms if name in history[0]]: ax.plot(epochs, [row[name] for row in history], terms[name], ms=4, label=name)
         ax.set(title=title, xlabel="epoch", yscale="log")
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -454,7 +444,7 @@ def losses_figure(history,  # rows of losses, as `Detector.history`
     return fig, (f"Losses over {len(history)} epochs: the contextual loss went from {first['con']:.3f} to {last['con']:.3f}, "
                  f"the adversarial one from {first['adv']:.3f} to {last['adv']:.3f}, the discriminator's from {first['loss_d']:.3f} to {last['loss_d']:.3f}.")
 
-# %% ../nbs/22_explore.ipynb #acfbd4e3
+# %% ../nbs/22_explore.ipynb #e8b65a45
 def rebuilt_figure(images: torch.Tensor,  # (n, C, s, s)
                    rebuilt: torch.Tensor,  # (n, C, s, s)
                   ) -> tuple:  # (figure, text)
@@ -463,7 +453,7 @@ def rebuilt_figure(images: torch.Tensor,  # (n, C, s, s)
     fig = image_rows({"image": images, "rebuilt": rebuilt})
     return fig, f"{len(images)} normal validation images and their reconstructions; mean absolute error {error:.3f}."
 
-# %% ../nbs/22_explore.ipynb #b5327fbf
+# %% ../nbs/22_explore.ipynb #cd0904b7
 def threshold_figure(scores,  # (N,) anomaly scores
                      labels,  # (N,) 0 normal, 1 abnormal
                      threshold: float,  # above it an image is called abnormal
@@ -481,7 +471,7 @@ def threshold_figure(scores,  # (N,) anomaly scores
     return fig, (f"Histogram of the scores of {counts.passed + counts.false_alarms} normal and {counts.hits + counts.misses} abnormal images, "
                  f"the threshold at {threshold:.3f}; the ROC curve, a diamond at {counts.false_alarm_rate:.1%} false alarms and {counts.hit_rate:.1%} hits.")
 
-# %% ../nbs/22_explore.ipynb #3f2ff86e
+# %% ../nbs/22_explore.ipynb #7149131e
 def image_figure(detector: Detector,  # fitted
                  image: torch.Tensor,  # (C, s, s) in [-1, 1]
                 ) -> tuple:  # (figure, text)
@@ -494,7 +484,7 @@ def image_figure(detector: Detector,  # fitted
     return fig[0], (f"An image, its reconstruction and its heat map; the hottest pixel is in row {row}, column {col}, at {heat.max():.2f}, "
                     "where 1 is what nearly every normal image stays below.")
 
-# %% ../nbs/22_explore.ipynb #41d28ecc
+# %% ../nbs/22_explore.ipynb #ecf4cdf7
 def patch_colours(image: torch.Tensor,  # (C, s, s) in [-1, 1]
                   grid: int,  # patches along one side
                  ) -> list:  # grid² colours such as #336699, row by row
@@ -502,7 +492,7 @@ def patch_colours(image: torch.Tensor,  # (C, s, s) in [-1, 1]
     steps = ((F.adaptive_avg_pool2d(image, grid).clamp(-1, 1) + 1) * 8).round().mul(255 / 16).int()
     return ["#" + "".join(f"{v:02x}" for v in (colour * 3)[:3]) for colour in steps.flatten(1).T.tolist()]
 
-# %% ../nbs/22_explore.ipynb #578640bf
+# %% ../nbs/22_explore.ipynb #b6042dd7
 def own_figure(detector: Detector,  # fitted
                images: ImageSet,  # new ones
                scores: torch.Tensor,  # (N,) theirs

@@ -3,9 +3,10 @@ import json
 from dataclasses import replace
 
 import pytest
+import torch
 
 from anogan.errors import InputError
-from anogan.experiments import RunConfig, board, claim, prepare, run, verdict
+from anogan.experiments import RunConfig, claim, peek, prepare, run, verdict
 
 NARROW = dict(dim=8, depths=(1, 1, 1, 1), ndf=8, nz=16)
 CONFIG = RunConfig(abnormal_class="3", model="gannext", n_train=64, epochs=2, batch_size=16, options=NARROW, device="cpu")
@@ -97,15 +98,28 @@ def test_the_verdict_names_the_winner(ours, low, high, says):
     assert second == says
 
 
-def test_losses_for_tensorboard(tmp_path):
-    pytest.importorskip("tensorboard")
-    board(tmp_path)(dict(epoch=1, con=0.5, event=""))
-    assert any("tfevents" in p.name for p in (tmp_path / "tensorboard").iterdir())
+def test_tensorboard_gets_losses_and_pictures_and_disturbs_nothing(finished, tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    metrics = run(CONFIG, tmp_path / "shown", progress=False, display=True)
+    events = accumulator.EventAccumulator(str(tmp_path / "shown" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("con")] == [event.step for event in events.Images("rebuilt")] == [1, 2]
+    assert {"images", "rebuilt", "heat"} == set(events.Tags()["images"])
+    assert metrics["auroc"] == finished[1]["auroc"] and metrics["threshold"] == finished[1]["threshold"]
+
+
+def test_peeking_leaves_training_as_it_was():
+    data, detector = prepare(CONFIG, progress=False)
+    before = {name: t.clone() for name, t in detector.generator.state_dict().items()}
+    detector.generator.train()
+    peek(detector, data.val.stack()[:3])
+    assert detector.generator.training
+    assert all(torch.equal(t, before[name]) for name, t in detector.generator.state_dict().items())
 
 
 def test_the_display_without_tensorboard_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "torch.utils.tensorboard", None)
-    with pytest.raises(InputError, match="anogan.log."): board(tmp_path)
+    with pytest.raises(InputError, match="anogan.log."): run(CONFIG, tmp_path / "out", display=True)
+    assert not (tmp_path / "out").exists()
 
 
 def test_prepare_takes_the_data_sets_channels():
