@@ -49,7 +49,7 @@ Channels = Annotated[Optional[int], typer.Option("--channels", "--nc", help="1 o
 # %% ../nbs/17_cli.ipynb #585a3f13
 Model = Annotated[str, typer.Option("--model", help="anotrans, gannext, skipganomaly or sagan")]
 Size = Annotated[str, typer.Option("--size", help="preset of widths and depths: tiny, small or paper")]
-RecipeName = Annotated[str, typer.Option("--recipe", help="recommended or published")]
+RecipeName = Annotated[Optional[str], typer.Option("--recipe", help="recommended, defects or published; default: defects for mvtec, elpv and folder, else recommended")]
 Dim = Annotated[Optional[int], typer.Option("--dim", help="width of the first stage of anotrans and gannext")]
 PatchSize = Annotated[Optional[int], typer.Option("--patch-size", "--patchsize", help="side of AnoTrans's patches, pixels")]
 Ngf = Annotated[Optional[int], typer.Option("--ngf", help="width of the first level of skipganomaly and sagan")]
@@ -73,18 +73,19 @@ Display = Annotated[bool, typer.Option("--display", help="write losses, images a
 @app.command()
 @in_one_sentence
 def train(out: Out, dataset: Dataset = "digits", abnormal_class: AbnormalClass = None, category: Category = None, root: Root = None,
-          n_train: NTrain = None, model: Model = "anotrans", size: Size = "tiny", recipe: RecipeName = "recommended", isize: ISize = 32,
+          n_train: NTrain = None, model: Model = "anotrans", size: Size = "tiny", recipe: RecipeName = None, isize: ISize = 32,
           channels: Channels = None, epochs: Epochs = 15, batch_size: BatchSize = 64, seed: Seed = 0, lr: Rate = None, w_adv: WAdv = None,
           w_con: WCon = None, w_lat: WLat = None, dim: Dim = None, patch_size: PatchSize = None, ngf: Ngf = None, ndf: Ndf = None,
           nz: Nz = None, device: Device = "auto", precision: Precision = "auto",
           legacy_eval: Legacy = False, display: Display = False):
     "Train a detector on normal images, test it, compare it with simple baselines."
+    from anogan.data import DEFECTS
     from anogan.experiments import RunConfig, verdict
     from anogan.experiments import run as run_experiment
     single = dict(lr=lr, w_adv=w_adv, w_con=w_con, w_lat=w_lat, dim=dim, patch_size=patch_size, ngf=ngf, ndf=ndf, nz=nz)
     config = RunConfig(dataset=dataset, abnormal_class=abnormal_class, category=category, root=root, n_train=n_train, model=model, size=size,
-                       isize=isize, channels=channels, epochs=epochs, batch_size=batch_size, seed=seed, recipe=recipe, device=device,
-                       precision=precision, legacy_eval=legacy_eval,
+                       isize=isize, channels=channels, epochs=epochs, batch_size=batch_size, seed=seed, device=device, precision=precision, legacy_eval=legacy_eval,
+                       recipe=recipe or ("defects" if dataset in DEFECTS else "recommended"),
                        options={name: value for name, value in single.items() if value is not None})
     done = (out / "metrics.json").exists()
     metrics = run_experiment(config, out, display=display)
