@@ -1,9 +1,10 @@
 """Released weights: the golden files through our networks and our trainer, other sizes, and every kind of file that is refused.
 
-A golden file holds a released network's random weights and what the released code computed from them. Everything is asked to 1e-4, and to
-1e-3 after three steps of training, with one exception: AnoTrans's output after three steps. These random weights make it multiply rounding
-so much (chapter 19) that two processors, or two runs that begin one part in ten million apart, end up to 70 % of the largest pixel apart.
-So there the released output must lie where such runs of ours lie, no farther from our run than twice the farthest of three of them.
+A golden file holds a released network's random weights and what the released code computed from them. Training is compared twice.
+In double precision no processor matters: outputs and gradients to 1e-4, the losses of three steps and the outputs after them to 1e-3.
+In float32, as the files were written, AnoTrans cannot be held to that: its random weights multiply rounding so much (chapter 19) that runs
+which begin one part in ten million apart end with single pixels 70 % apart, and norms of gradients and late losses differ by a few in 10,000.
+For the same reason its output after three steps is compared by its mean deviation; 1e-3 there takes a machine that rounds as the files' did.
 """
 import json
 import re
@@ -67,27 +68,25 @@ def released_order(model, keys):
 
 @pytest.fixture(scope="module")
 def trained():
-    "Name of a file -> what three steps of our trainer with the published recipe make of it."
-    before, results = torch.get_num_threads(), {}
-    torch.set_num_threads(2)  # as the files were written; another number adds sums up in another order
-    for name, path in FILES.items():
-        model, t = model_of(name), load_file(path)
-        generator, discriminator = load_released(path, model)
-        generator.train(), discriminator.train()
-        trainer = published(model, generator, discriminator)
-        r = dict(first=generator(t["x"]).detach(), losses=[], file=t)
-        if model != "anotrans": generator, discriminator = restart(trainer, path, model)  # that pass moved BatchNorm's averages
-        for step in range(3):
-            losses = trainer.step(t["x"])
-            r["losses"].append([float(losses[column]) * (50 if column == "con" else 1) for column in COLUMNS])
-            if step == 0: r["grads"] = gradients(name, generator, discriminator)
-        exact = [network.double().train() for network in load_released(path, model)]
-        published(model, *exact).step(t["x"].double())
-        r["exact"] = gradients(name, *exact)
-        results[name] = r | dict(after=generator(t["x"]).detach())
-        if model == "anotrans": results[name]["neighbours"] = [neighbour(path, t["x"], seed) for seed in range(3)]
-    torch.set_num_threads(before)
-    return results
+    "(Name of a file, number format) -> what three steps of our trainer with the published recipe make of it."
+    return {(name, dtype): three_steps(name, dtype) for name in FILES for dtype in (torch.float64, torch.float32)}
+
+
+def three_steps(name, dtype):
+    model, t = model_of(name), load_file(FILES[name])
+    x = t["x"].to(dtype)
+    def fresh(): return [network.to(dtype).train() for network in load_released(FILES[name], model)]
+    first, networks, losses = fresh()[0](x).detach(), fresh(), []  # two pairs, for a pass moves BatchNorm's averages
+    trainer = published(model, *networks)
+    for step in range(3):
+        of_step = trainer.step(x)
+        losses.append([float(of_step[column]) * (50 if column == "con" else 1) for column in COLUMNS])
+        if step == 0: grads = gradients(name, *networks)
+    return dict(first=first, losses=torch.tensor(losses), grads=grads, after=networks[0](x).detach(), file=t)
+
+
+def published(model, *networks, **options):
+    return Trainer(*networks, find_recipe("published", model).tuned(**options), batch_size=4, device="cpu", precision="fp32", progress=False)
 
 
 def gradients(name, generator, discriminator):
@@ -100,59 +99,46 @@ def gradients(name, generator, discriminator):
     return torch.stack([norms.get(key, torch.tensor(0.0)) for key in order]), torch.stack([p.grad.norm().float() for p in discriminator.parameters()])
 
 
-def published(model, *networks, batch_size=4, **options):
-    return Trainer(*networks, find_recipe("published", model).tuned(**options), batch_size=batch_size, device="cpu", precision="fp32", progress=False)
+every_run = pytest.mark.parametrize(("name", "dtype"), [(name, dtype) for name in FILES for dtype in (torch.float64, torch.float32)])
+def rounding_counts(name, dtype): return model_of(name) == "anotrans" and dtype == torch.float32
 
 
-def neighbour(path, x, seed):
-    "AnoTrans's output after three steps from weights that are off by one part in ten million."
-    networks, random = [network.train() for network in load_released(path, "anotrans")], torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for p in (p for network in networks for p in network.parameters()): p.mul_(1 + 1e-7 * torch.randn(p.shape, generator=random))
-    trainer = published("anotrans", *networks)
-    for _ in range(3): trainer.step(x)
-    return networks[0](x).detach()
+@every_run
+def test_in_train_mode_the_output_is_as_released(name, dtype, trained):
+    r = trained[name, dtype]
+    assert relative(r["first"], r["file"]["train.fake"]) < 1e-4
 
 
-def restart(trainer, path, model):
-    for network, fresh in zip(trainer.networks.values(), load_released(path, model)): network.load_state_dict(fresh.state_dict())
-    return trainer.networks.values()
-
-
-@every_file
-def test_in_train_mode_the_output_is_as_released(name, trained):
-    assert relative(trained[name]["first"], trained[name]["file"]["train.fake"]) < 1e-4
-
-
-@every_file
-def test_the_first_steps_losses_are_as_released(name, trained):
-    torch.testing.assert_close(torch.tensor(trained[name]["losses"][0]), trained[name]["file"]["train.losses"][0], rtol=1e-4, atol=0)
-
-
-@every_file
-@pytest.mark.parametrize(("precision", "rtol"), [("exact", 1e-4), ("grads", 5e-4)])  # double; and float32, whose rounding this processor chooses
-def test_the_first_steps_gradients_are_as_released(name, trained, precision, rtol):
-    (of_g, of_d), t = trained[name][precision], trained[name]["file"]
+@every_run
+def test_the_first_steps_losses_and_gradients_are_as_released(name, dtype, trained):
+    r = trained[name, dtype]
+    (of_g, of_d), t = r["grads"], r["file"]
+    torch.testing.assert_close(r["losses"][0], t["train.losses"][0], rtol=1e-4, atol=0)
     torch.testing.assert_close(of_d, t["train.grad_norm_d"], rtol=1e-4, atol=0)
     # biases before a BatchNorm have the gradient zero; float32 makes it some 1e-7, of which nothing is asked
-    torch.testing.assert_close(of_g, t["train.grad_norm_g"], rtol=rtol if model_of(name) == "anotrans" else 1e-4, atol=2e-6)
+    torch.testing.assert_close(of_g, t["train.grad_norm_g"], rtol=1e-3 if rounding_counts(name, dtype) else 1e-4, atol=2e-6)
 
 
-@every_file
-def test_three_steps_losses_are_as_released(name, trained):
-    torch.testing.assert_close(torch.tensor(trained[name]["losses"]), trained[name]["file"]["train.losses"], rtol=1e-3, atol=0)
+@every_run
+def test_three_steps_losses_are_as_released(name, dtype, trained):
+    r = trained[name, dtype]
+    torch.testing.assert_close(r["losses"], r["file"]["train.losses"], rtol=5e-3 if rounding_counts(name, dtype) else 1e-3, atol=0)
 
 
-def mean_deviation(ours, theirs): return ((ours - theirs).norm() / theirs.norm()).item()
-
-
-@every_file
-def test_the_output_after_three_steps_is_as_released(name, trained):
-    after, released = trained[name]["after"], trained[name]["file"]["train.fake_after"]
+@every_run
+def test_the_output_after_three_steps_is_as_released(name, dtype, trained):
+    after, released = trained[name, dtype]["after"], trained[name, dtype]["file"]["train.fake_after"]
     if model_of(name) != "anotrans": assert relative(after, released) < 1e-3
-    else:
-        spread = max(mean_deviation(other, after) for other in trained[name]["neighbours"])
-        assert mean_deviation(after, released) < min(2 * spread, 0.1)
+    else: assert (after - released).norm() / released.norm() < (0.02 if dtype == torch.float64 else 0.1)  # a wrong update ends above 0.1, see below
+
+
+def test_a_wrong_update_would_be_seen():
+    name = "anotrans_p2_d8_s32"
+    t, networks = load_file(FILES[name]), [network.double().train() for network in load_released(FILES[name], "anotrans")]
+    trainer = published("anotrans", *networks, latent_in_d=False)
+    losses = [trainer.step(t["x"].double())["loss_d"].item() for _ in range(3)]
+    assert abs(losses[2] / t["train.losses"][2, COLUMNS.index("loss_d")] - 1) > 1e-2
+    assert (networks[0](t["x"].double()) - t["train.fake_after"]).norm() / t["train.fake_after"].norm() > 0.1
 
 
 # --- other sizes than the golden files have ---
