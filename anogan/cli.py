@@ -84,8 +84,8 @@ def train(out: Out, dataset: Dataset = "digits", abnormal_class: AbnormalClass =
     from anogan.experiments import run as run_experiment
     single = dict(lr=lr, w_adv=w_adv, w_con=w_con, w_lat=w_lat, dim=dim, patch_size=patch_size, ngf=ngf, ndf=ndf, nz=nz)
     config = RunConfig(dataset=dataset, abnormal_class=abnormal_class, category=category, root=root, n_train=n_train, model=model, size=size,
-                       isize=isize, channels=channels, epochs=epochs, batch_size=batch_size, seed=seed, device=device, precision=precision, legacy_eval=legacy_eval,
-                       recipe=recipe or ("defects" if dataset in DEFECTS else "recommended"),
+                       isize=isize, channels=channels, epochs=epochs, batch_size=batch_size, seed=seed, device=device,
+                       precision=precision, legacy_eval=legacy_eval, recipe=recipe or ("defects" if dataset in DEFECTS else "recommended"),
                        options={name: value for name, value in single.items() if value is not None})
     done = (out / "metrics.json").exists()
     metrics = run_experiment(config, out, display=display)

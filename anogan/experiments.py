@@ -165,13 +165,8 @@ def run(config: RunConfig,  # what to run
     write_json(out / "config.json", asdict(config))
     write_json(out / "manifest.json", data.manifest())
     if legacy: legacy.resume(out / "checkpoint.safetensors")
-
-    def tested(row):
-        if legacy: legacy(row)
-        if shown: shown(row)
-        return on_epoch and on_epoch(row)
-
-    detector.fit(data.train, data.val, folder=out, on_epoch=tested)
+    watchers = [watcher for watcher in (legacy, shown, on_epoch) if watcher]
+    detector.fit(data.train, data.val, folder=out, on_epoch=lambda row: any(watcher(row) for watcher in watchers))
     detector.save(out / "model")
     scores = detector.score(data.test)
     metrics = measure(config, data, detector, scores) | ({"legacy": legacy.report()} if legacy else {})

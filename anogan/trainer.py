@@ -132,20 +132,17 @@ def gan_step(generator,  # (B, C, H, W) to (B, C, H, W)
             ) -> dict:  # detached scalar losses, still on the device
     "One training step of both networks, from one pass of the generator and one of the discriminator on each of real and fake."
     with accelerator.autocast() if accelerator else nullcontext():
-        fake = generator(x_in)
-        seen_real, seen_fake = discriminator(x), discriminator(fake)
-        second_task = dict(contrast=view_loss(discriminator, projection, x, recipe.crop)) if recipe.contrast else {}
+        seen_real, seen_fake = discriminator(x), discriminator(fake := generator(x_in))
         judged = discriminator(fake.detach())[0] if recipe.third_pass else seen_fake[0]
+        if recipe.contrast: views = view_loss(discriminator, projection, x, recipe.crop)
     seen_real, seen_fake = ([t.to(x.dtype) for t in seen] for seen in (seen_real, seen_fake))
     losses = gan_losses(x, fake.to(x.dtype), seen_real, seen_fake, recipe, judged.to(x.dtype))
-    if second_task: losses |= second_task | dict(loss_d=losses["loss_d"] + recipe.contrast * second_task["contrast"])
-
+    if recipe.contrast: losses |= dict(contrast=views, loss_d=losses["loss_d"] + recipe.contrast * views)
     backward = accelerator.backward if accelerator else torch.Tensor.backward
-    of_g, of_d = list(generator.parameters()), [p for group in opt_d.param_groups for p in group["params"]]
     opt_g.zero_grad(), opt_d.zero_grad()
-    backward(losses["loss_g"], inputs=of_g, retain_graph=True)
-    if recipe.latent_in_d: backward(losses["lat"], inputs=of_g, retain_graph=True)  # the discriminator's backward pass reaches the generator
-    backward(losses["loss_d"], inputs=of_d)
+    backward(losses["loss_g"], inputs=[*generator.parameters()], retain_graph=True)
+    if recipe.latent_in_d: backward(losses["lat"], inputs=[*generator.parameters()], retain_graph=True)  # the discriminator's backward pass reaches the generator
+    backward(losses["loss_d"], inputs=[p for group in opt_d.param_groups for p in group["params"]])
     opt_g.step(), opt_d.step()
     return {name: loss.detach() for name, loss in losses.items()}
 

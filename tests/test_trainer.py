@@ -544,7 +544,8 @@ def test_tuned_changes_what_is_asked_and_nothing_else():
     (dict(learning_rate=1), "unknown option 'learning_rate'"), (dict(w_foo=1), "unknown option 'w_foo'"),
     (dict(weights=LossWeights()), "unknown option 'weights'"), (dict(lr=-1), "lr is -1; use 0 or more"), (dict(lr=math.nan), "lr is nan"),
     (dict(noise=-0.5), "noise is -0.5"), (dict(redraw_below=-1), "redraw_below is -1"), (dict(score=dict(rec=-1)), "the weight of rec is -1"),
-    (dict(score=dict(far=1)), "unknown term of the score"), (dict(score={}), "no term of the score"), (dict(score=()), "no term of the score"), (dict(score=("far",)), "unknown term of the score"),
+    (dict(score=dict(far=1)), "unknown term of the score"), (dict(score={}), "no term of the score"), (dict(score=()), "no term of the score"),
+    (dict(score=("far",)), "unknown term of the score"),
     (dict(contrast=-1), "contrast is -1; use 0 or more")])
 def test_what_no_recipe_can_hold_is_refused(options, sentence):
     with pytest.raises(InputError, match=sentence): RECIPE.tuned(**options)
