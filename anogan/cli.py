@@ -49,7 +49,7 @@ Channels = Annotated[Optional[int], typer.Option("--channels", "--nc", help="1 o
 # %% ../nbs/17_cli.ipynb #585a3f13
 Model = Annotated[str, typer.Option("--model", help="anotrans, gannext, skipganomaly or sagan")]
 Size = Annotated[str, typer.Option("--size", help="preset of widths and depths: tiny, small or paper")]
-RecipeName = Annotated[Optional[str], typer.Option("--recipe", help="recommended, defects or published; default: defects for mvtec, elpv and folder, else recommended")]
+RecipeName = Annotated[Optional[str], typer.Option("--recipe", help="recommended, published, or defects (the default for mvtec, elpv and folder)")]
 Dim = Annotated[Optional[int], typer.Option("--dim", help="width of the first stage of anotrans and gannext")]
 PatchSize = Annotated[Optional[int], typer.Option("--patch-size", "--patchsize", help="side of AnoTrans's patches, pixels")]
 Ngf = Annotated[Optional[int], typer.Option("--ngf", help="width of the first level of skipganomaly and sagan")]

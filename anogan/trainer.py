@@ -141,7 +141,7 @@ def gan_step(generator,  # (B, C, H, W) to (B, C, H, W)
     backward = accelerator.backward if accelerator else torch.Tensor.backward
     opt_g.zero_grad(), opt_d.zero_grad()
     backward(losses["loss_g"], inputs=[*generator.parameters()], retain_graph=True)
-    if recipe.latent_in_d: backward(losses["lat"], inputs=[*generator.parameters()], retain_graph=True)  # the discriminator's backward pass reaches the generator
+    if recipe.latent_in_d: backward(losses["lat"], inputs=[*generator.parameters()], retain_graph=True)  # D's backward pass reaches G
     backward(losses["loss_d"], inputs=[p for group in opt_d.param_groups for p in group["params"]])
     opt_g.step(), opt_d.step()
     return {name: loss.detach() for name, loss in losses.items()}
