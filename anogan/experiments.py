@@ -160,18 +160,12 @@ def run(config: RunConfig,  # what to run
     if claim(out, config): return json.loads((out / "metrics.json").read_text())
     data, detector = prepare(config, progress)
     legacy = LegacyEval(detector, data.test, out / "legacy.json") if config.legacy_eval else None
-    shown = board(out, detector, data.val) if display else None
+    watching = [watch for watch in (legacy, board(out, detector, data.val) if display else None, on_epoch) if watch]
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "config.json", asdict(config))
     write_json(out / "manifest.json", data.manifest())
     if legacy: legacy.resume(out / "checkpoint.safetensors")
-
-    def tested(row):
-        if legacy: legacy(row)
-        if shown: shown(row)
-        return on_epoch and on_epoch(row)
-
-    detector.fit(data.train, data.val, folder=out, on_epoch=tested)
+    detector.fit(data.train, data.val, folder=out, on_epoch=lambda row: any([watch(row) for watch in watching]))
     detector.save(out / "model")
     scores = detector.score(data.test)
     metrics = measure(config, data, detector, scores) | ({"legacy": legacy.report()} if legacy else {})
