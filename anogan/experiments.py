@@ -160,13 +160,12 @@ def run(config: RunConfig,  # what to run
     if claim(out, config): return json.loads((out / "metrics.json").read_text())
     data, detector = prepare(config, progress)
     legacy = LegacyEval(detector, data.test, out / "legacy.json") if config.legacy_eval else None
-    shown = board(out, detector, data.val) if display else None
+    watching = [watch for watch in (legacy, board(out, detector, data.val) if display else None, on_epoch) if watch]
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "config.json", asdict(config))
     write_json(out / "manifest.json", data.manifest())
     if legacy: legacy.resume(out / "checkpoint.safetensors")
-    watchers = [watcher for watcher in (legacy, shown, on_epoch) if watcher]
-    detector.fit(data.train, data.val, folder=out, on_epoch=lambda row: any(watcher(row) for watcher in watchers))
+    detector.fit(data.train, data.val, folder=out, on_epoch=lambda row: any([watch(row) for watch in watching]))
     detector.save(out / "model")
     scores = detector.score(data.test)
     metrics = measure(config, data, detector, scores) | ({"legacy": legacy.report()} if legacy else {})

@@ -504,4 +504,4 @@ def own_figure(detector: Detector,  # fitted
     titles = [f"{scores[i]:.2f}\n{'ABNORMAL' if scores[i] > detector.threshold else 'normal'}" for i in top]
     fig = image_rows({"image": shown, "rebuilt": detector.reconstruct(shown), "heat map": detector.heatmap(shown)}, titles, size=1.1)
     called = sum(scores[i] > detector.threshold for i in top)
-    return fig, f"{len(top)} of {len(images)} images, the highest scores first, with reconstructions and heat maps; {called} are called abnormal."
+    return fig, f"{len(top)} of {len(images)} images, the highest scores first, with reconstructions and heat maps; called abnormal: {called}."
