@@ -165,7 +165,7 @@ def run(config: RunConfig,  # what to run
     write_json(out / "config.json", asdict(config))
     write_json(out / "manifest.json", data.manifest())
     if legacy: legacy.resume(out / "checkpoint.safetensors")
-    detector.fit(data.train, data.val, folder=out, on_epoch=lambda row: any([watch(row) for watch in watching]))
+    detector.fit(data.train, data.val, folder=out, on_epoch=lambda row: any(watch(row) for watch in watching))
     detector.save(out / "model")
     scores = detector.score(data.test)
     metrics = measure(config, data, detector, scores) | ({"legacy": legacy.report()} if legacy else {})
