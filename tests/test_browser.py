@@ -13,7 +13,7 @@ import pytest
 
 APP = Path(__file__).parent.parent / "nbs" / "app" / "explorer.ipynb"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-WAIT = 180  # seconds until something that should happen counts as not happening; nothing is timed
+WAIT = 600  # seconds until something that should happen counts as not happening; nothing is timed
 LAB = ["jupyterlab", "--no-browser", "--ip=127.0.0.1", "--ServerApp.port_retries=0", "--IdentityProvider.token=", "--ServerApp.password=", "--allow-root",
        "--ServerApp.root_dir=.", "--LabApp.news_url=None", "--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly",
        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
