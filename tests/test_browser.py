@@ -7,13 +7,14 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 APP = Path(__file__).parent.parent / "nbs" / "app" / "explorer.ipynb"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-WAIT = 600  # seconds until something that should happen counts as not happening; nothing is timed
+WAIT = 180  # seconds until something that should happen counts as not happening; nothing is timed
 LAB = ["jupyterlab", "--no-browser", "--ip=127.0.0.1", "--ServerApp.port_retries=0", "--IdentityProvider.token=", "--ServerApp.password=", "--allow-root",
        "--ServerApp.root_dir=.", "--LabApp.news_url=None", "--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly",
        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
@@ -30,6 +31,16 @@ def browser():
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         yield browser
         browser.close()
+
+
+def listens(port, server):
+    "Wait until the server takes connections: JupyterLab may print its address before it does. False where it ends or never does."
+    for _ in range(10 * WAIT):
+        if server.poll() is not None: return False
+        with socket.socket() as knock:
+            if knock.connect_ex(("127.0.0.1", port)) == 0: return True
+        time.sleep(0.1)
+    return False
 
 
 @pytest.fixture
@@ -56,7 +67,7 @@ def serve(tmp_path):
             up.set()
 
         threading.Thread(target=read, daemon=True).start()
-        assert up.wait(WAIT) and server.poll() is None, "".join(log)
+        assert up.wait(WAIT) and listens(port, server), "".join(log)
         return f"http://127.0.0.1:{port}"
 
     yield serve
