@@ -1,4 +1,5 @@
 "Every notebook runs from top to bottom, each in a process of its own, within a time limit."
+# Every check of an exercise has to fail on the stub and to pass on the solution.
 import multiprocessing
 import os
 import signal
@@ -10,9 +11,15 @@ from configparser import ConfigParser
 from multiprocessing.connection import wait
 from pathlib import Path
 
+import nbformat
 import pytest
+from execnb.nbio import dict2nb
+from execnb.shell import CaptureShell
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "course"))
+from exercises import exercises, readers_copy, stub  # noqa: E402
+
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 LIMIT = float(os.environ.get("ANOGAN_NOTEBOOK_SECONDS", 300))  # each; generous, because a busy machine is no fault of the notebook
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -25,17 +32,31 @@ def skip_flags():
     return config["DEFAULT"]["tst_flags"].split()
 
 
+def stub_fails(cells):
+    "The cells with one more before every exercise, which fails where the exercise's check passes on the stub."
+    cells = list(cells)
+    for i in reversed(list(exercises(cells))):
+        source = (f"try: exec({stub(cells[i].source)!r}, globals()), exec({cells[i + 1].source!r}, globals())\nexcept Exception: pass\n"
+                  f"else: raise AssertionError('this check passes on the stub:', {cells[i + 1].source!r})")
+        cells.insert(i, cells[i] | dict(source=source, id=f"{cells[i].id}f"))
+    return cells
+
+
 def run(notebook, log):
     "In the child: run `notebook`, its output into `log`; exit code 0 where all cells did."
     os.setsid()  # so that it can be killed with all its own children
     with open(log, "w") as file:
         for stream in (1, 2): os.dup2(file.fileno(), stream)
     os.environ.update(OMP_NUM_THREADS=str(max(1, CORES // AT_ONCE)), MPLBACKEND="agg")
-    from nbdev.test import test_nb
-    passed, _ = test_nb(notebook, skip_flags=skip_flags(), basepath=ROOT)
+    sys.path.insert(0, str(ROOT))
+    os.chdir(notebook.parent)
+    shell, skipped = CaptureShell(notebook), {f"#| {flag}" for flag in skip_flags()}
+    try: shell.run_all(dict2nb(cells=stub_fails(nbformat.read(notebook, 4).cells)), exc_stop=True,
+                       preproc=lambda cell: cell.cell_type != "code" or bool(skipped.intersection(cell.source.splitlines())))
+    except Exception: sys.stderr.write(shell.prettytb(fname=notebook))
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0 if passed else 1)
+    os._exit(1 if shell.exc else 0)
 
 
 RUNNING, LOCK = set(), threading.Lock()  # children, and who may touch them: two threads must not read one exit code
@@ -51,7 +72,7 @@ def run_limited(notebook, log, limit=LIMIT):
     "In the parent: (exit code, None where the time was up; seconds)."
     log.touch()
     start, context = time.perf_counter(), multiprocessing.get_context("forkserver")  # a fork of this process would inherit torch and its threads
-    context.set_forkserver_preload(["nbdev.test"])
+    context.set_forkserver_preload(["execnb.shell"])
     child = context.Process(target=run, args=(notebook, log))
     with LOCK:
         child.start()
@@ -90,10 +111,37 @@ def test_notebook(notebook, results, notebook_seconds):
 @pytest.mark.parametrize(("source", "limit", "code"), [("assert 1 + 1 == 2", 60, 0), ("#| slow\nassert False", 60, 0), ("assert 1 + 1 == 3", 60, 1),
                                                        ("import time; time.sleep(600)", 3, None)])
 def test_this_very_test_can_fail(tmp_path, source, limit, code):
-    import nbformat
     cells = [nbformat.v4.new_code_cell(source)]
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {"name": "python3", "language": "python", "display_name": "python3"}}),
                    tmp_path / "made.ipynb")
     found, seconds = run_limited(tmp_path / "made.ipynb", tmp_path / "made.log", limit)
     assert found == code and seconds < limit + 30
     if code == 1: assert "AssertionError" in (tmp_path / "made.log").read_text()
+
+
+def made(*sources):
+    "A notebook of code cells."
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+
+
+EXERCISE = """#| exercise
+def double(x):
+    "Twice x."
+    ### BEGIN SOLUTION
+    y = x + x
+    return y
+    ### END SOLUTION"""
+
+
+@pytest.mark.parametrize(("check", "code"), [("assert double(2) == 4", 0), ("assert double", 1), ("assert double(2) == 5", 1)])
+def test_a_check_has_to_fail_on_the_stub_and_pass_on_the_solution(tmp_path, check, code):
+    nbformat.write(made(EXERCISE, f"#| check\n{check}"), tmp_path / "made.ipynb")
+    assert run_limited(tmp_path / "made.ipynb", tmp_path / "made.log", 60)[0] == code
+
+
+def test_the_readers_copy_has_a_stub_and_a_folded_solution():
+    task, check, folded = readers_copy(made(EXERCISE, "#| check\nassert double(2) == 4")).cells
+    assert task.source == 'def double(x):\n    "Twice x."\n    raise NotImplementedError("your turn")'
+    assert check.source == "assert double(2) == 4" and folded.source.startswith("<details>") and "    y = x + x\n    return y\n" in folded.source
+    assert "SOLUTION" not in task.source + folded.source
+    with pytest.raises(AssertionError, match="not followed"): readers_copy(made(EXERCISE))

@@ -1,0 +1,61 @@
+"""From the chapters in nbs/ to the reader's copies: an exercise's solution is cut out of its cell, and folded away below the check.
+
+    python course/exercises.py lab      # writes lab/*.ipynb; a file that is there is yours and stays as it is
+
+An exercise is three cells of a chapter: a task (Markdown, heading `### Exercise`, with a folded hint), a code cell that begins with `#| exercise`,
+whose solution stands between `### BEGIN SOLUTION` and `### END SOLUTION` (nbgrader's marks), and a code cell that begins with `#| check`.
+"""
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+
+NBS = Path(__file__).parent.parent / "nbs"
+SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n(.*?)^ *### END SOLUTION *\n?", re.M | re.S)
+
+
+def begins(cell, directive):
+    "Is this a code cell that begins with `#| directive`?"
+    return cell.cell_type == "code" and cell.source.split("\n", 1)[0].strip() == f"#| {directive}"
+
+
+def stub(source):
+    "The cell without its solution: what the reader has to fill in."
+    assert SOLUTION.search(source), f"an exercise without '### BEGIN SOLUTION' and '### END SOLUTION':\n{source}"
+    return SOLUTION.sub(r'\1raise NotImplementedError("your turn")\n', source).rstrip("\n")
+
+
+def solution(source):
+    "The cell as it is, without the marks."
+    return SOLUTION.sub(r"\2", source).split("\n", 1)[1].rstrip("\n")
+
+
+def exercises(cells):
+    "Positions of the exercises; each has to be followed by its check."
+    for i, cell in enumerate(cells):
+        if not begins(cell, "exercise"): continue
+        assert i + 1 < len(cells) and begins(cells[i + 1], "check"), f"an exercise that is not followed by a cell '#| check':\n{cell.source}"
+        yield i
+
+
+def readers_copy(notebook):
+    "The notebook with stubs in place of solutions, which are folded away below the checks; outputs stay."
+    cells = list(notebook.cells)
+    for i in reversed(list(exercises(cells))):
+        folded = f"<details><summary>Solution</summary>\n\n```python\n{solution(cells[i].source)}\n```\n\n</details>"
+        cells.insert(i + 2, nbformat.v4.new_markdown_cell(folded, id=f"{cells[i].id}s"))
+        cells[i] = nbformat.from_dict(cells[i] | dict(source=stub(cells[i].source).split("\n", 1)[1], outputs=[]))
+        cells[i + 1] = nbformat.from_dict(cells[i + 1] | dict(source=cells[i + 1].source.split("\n", 1)[1], outputs=[]))
+    return nbformat.from_dict(notebook | dict(cells=cells))
+
+
+def write_copies(folder):
+    "One reader's copy per chapter, into `folder`; what is already there is not touched."
+    folder.mkdir(exist_ok=True)
+    for path in sorted(NBS.glob("*.ipynb")):
+        if not (folder / path.name).exists(): nbformat.write(readers_copy(nbformat.read(path, 4)), folder / path.name)
+
+
+if __name__ == "__main__":
+    write_copies(Path(sys.argv[1]))
