@@ -4,9 +4,7 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from configparser import ConfigParser
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -22,8 +20,6 @@ from exercises import exercises, readers_copy, stub  # noqa: E402
 
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 LIMIT = float(os.environ.get("ANOGAN_NOTEBOOK_SECONDS", 300))  # each; generous, because a busy machine is no fault of the notebook
-CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-AT_ONCE = min(4, CORES)
 
 
 def skip_flags():
@@ -47,7 +43,7 @@ def run(notebook, log):
     os.setsid()  # so that it can be killed with all its own children
     with open(log, "w") as file:
         for stream in (1, 2): os.dup2(file.fileno(), stream)
-    os.environ.update(OMP_NUM_THREADS=str(max(1, CORES // AT_ONCE)), MPLBACKEND="agg")
+    os.environ.update(OMP_NUM_THREADS="1", MPLBACKEND="agg")
     sys.path.insert(0, str(ROOT))
     os.chdir(notebook.parent)
     shell, skipped = CaptureShell(notebook), {f"#| {flag}" for flag in skip_flags()}
@@ -57,9 +53,6 @@ def run(notebook, log):
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1 if shell.exc else 0)
-
-
-RUNNING, LOCK = set(), threading.Lock()  # children, and who may touch them: two threads must not read one exit code
 
 
 def kill(child):
@@ -74,25 +67,13 @@ def run_limited(notebook, log, limit=LIMIT):
     start, context = time.perf_counter(), multiprocessing.get_context("forkserver")  # a fork of this process would inherit torch and its threads
     context.set_forkserver_preload(["execnb.shell"])
     child = context.Process(target=run, args=(notebook, log))
-    with LOCK:
-        child.start()
-        RUNNING.add(child)
-    if not wait([child.sentinel], limit): kill(child)
-    seconds = time.perf_counter() - start
-    with LOCK:
-        RUNNING.discard(child)
-        return None if child.exitcode == -signal.SIGKILL else child.exitcode, seconds
-
-
-@pytest.fixture(scope="module")
-def results(request, tmp_path_factory):
-    "Notebook -> (future of its result, its output); as many run at once as there are cores."
-    asked = [item.callspec.params["notebook"] for item in request.session.items if getattr(item, "originalname", "") == "test_notebook"]
-    folder, pool = tmp_path_factory.mktemp("notebooks"), ThreadPoolExecutor(AT_ONCE)
-    logs = {notebook: folder / f"{notebook.stem}.log" for notebook in asked}
-    yield {notebook: (pool.submit(run_limited, notebook, log), log) for notebook, log in logs.items()}
-    pool.shutdown(wait=False, cancel_futures=True)
-    for child in list(RUNNING): kill(child)  # the tests were stopped before their end
+    child.start()
+    try:
+        if not wait([child.sentinel], limit): kill(child)
+    except BaseException:  # the tests were stopped before their end
+        kill(child)
+        raise
+    return None if child.exitcode == -signal.SIGKILL else child.exitcode, time.perf_counter() - start
 
 
 def test_there_are_notebooks():
@@ -100,10 +81,10 @@ def test_there_are_notebooks():
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook(notebook, results, notebook_seconds):
-    future, log = results[notebook]
-    code, seconds = future.result()
-    notebook_seconds[notebook.stem] = seconds
+def test_notebook(notebook, tmp_path, record_property):
+    log = tmp_path / "output.log"
+    code, seconds = run_limited(notebook, log)
+    record_property("seconds", seconds)
     if code is None: pytest.fail(f"{notebook.name} was stopped after {LIMIT:.0f} s; its output ends with\n{log.read_text()[-3000:]}")
     assert code == 0, f"{notebook.name} failed:\n{log.read_text()[-6000:]}"
 
