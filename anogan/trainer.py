@@ -48,7 +48,7 @@ class Recipe:
     third_pass: bool = False  # the discriminator's loss has a pass of its own on the fake; same gradients, but BatchNorm averages it once more
     sigmoid_first: bool = False  # cross-entropy of the sigmoid, not of the logit; the same, but without a gradient where the sigmoid is 0 or 1
     redraw_below: float = 0.0  # draw the discriminator anew when its loss falls under this
-    contrast: float = 1.0  # weight of the discriminator's second task, to find the two views of one image, see `view_loss`
+    contrast: bool = True  # the discriminator learns to find the two views of one image, see `view_loss`; real or fake is left to its last layer
     crop: float = 0.6  # smallest part of an image that a view shows, as a share of its side
     noise: float = 0.5  # standard deviation of the coarse noise on the generator's input, see `coarse_noise`
     fixed_noise: float = 0.0  # standard deviation of noise that is drawn once and added to the generator's input in every step
@@ -57,7 +57,7 @@ class Recipe:
     calibrate: bool = True  # put the terms on one scale, by their mean and spread on normal validation images
 
     def __post_init__(self):
-        for name in ("lr", "noise", "fixed_noise", "redraw_below", "contrast"):
+        for name in ("lr", "noise", "fixed_noise", "redraw_below"):
             if not (value := getattr(self, name)) >= 0: raise InputError(f"{name} is {value}; use 0 or more")
         for name in self.score: choose(name, TERMS, "term of the score")
         weights = self.score if isinstance(self.score, dict) else dict.fromkeys(self.score, 1.0)
@@ -81,7 +81,7 @@ class Recipe:
 # %% ../nbs/10_trainer.ipynb #4c5d52bc
 COLLAPSED = 1e-5  # a discriminator loss this small leaves the generator nothing to learn from
 
-PUBLISHED = Recipe(lr=2e-4, latent_in_d=True, third_pass=True, sigmoid_first=True, redraw_below=1e-5, contrast=0.0, noise=0.0, dcgan_init=True,
+PUBLISHED = Recipe(lr=2e-4, latent_in_d=True, third_pass=True, sigmoid_first=True, redraw_below=1e-5, contrast=False, noise=0.0, dcgan_init=True,
                    score=dict(rec=0.9, lat=0.1), calibrate=False)
 PAPERS = ("anotrans", "gannext", "skipganomaly", "sagan")  # the generators that a recipe is named for
 RECIPES = {"recommended": dict.fromkeys(PAPERS, Recipe()),
@@ -137,12 +137,17 @@ def gan_step(generator,  # (B, C, H, W) to (B, C, H, W)
         if recipe.contrast: views = view_loss(discriminator, projection, x, recipe.crop)
     seen_real, seen_fake = ([t.to(x.dtype) for t in seen] for seen in (seen_real, seen_fake))
     losses = gan_losses(x, fake.to(x.dtype), seen_real, seen_fake, recipe, judged.to(x.dtype))
-    if recipe.contrast: losses |= dict(contrast=views, loss_d=losses["loss_d"] + recipe.contrast * views)
+    if recipe.contrast: losses["contrast"] = views
     backward = accelerator.backward if accelerator else torch.Tensor.backward
     opt_g.zero_grad(), opt_d.zero_grad()
     backward(losses["loss_g"], inputs=[*generator.parameters()], retain_graph=True)
     if recipe.latent_in_d: backward(losses["lat"], inputs=[*generator.parameters()], retain_graph=True)  # D's backward pass reaches G
-    backward(losses["loss_d"], inputs=[p for group in opt_d.param_groups for p in group["params"]])
+    weights = [p for group in opt_d.param_groups for p in group["params"]]
+    if recipe.contrast:
+        last = [*discriminator.classify.parameters()]
+        backward(losses["loss_d"], inputs=last)
+        backward(views, inputs=[p for p in weights if all(p is not q for q in last)])
+    else: backward(losses["loss_d"], inputs=weights)
     opt_g.step(), opt_d.step()
     return {name: loss.detach() for name, loss in losses.items()}
 

@@ -25,7 +25,7 @@ from anogan.scoring import score_terms
 from anogan.trainer import write_atomically
 
 VARIANTS = {  # name -> options of the detector; a string names a way of training that is no option
-    "recommended": {}, "no second task": dict(contrast=0.0), "no noise": dict(noise=0.0), "no adversarial loss for G": dict(w_adv=0.0, w_lat=0.0),
+    "recommended": {}, "no second task": dict(contrast=False), "no noise": dict(noise=0.0), "no adversarial loss for G": dict(w_adv=0.0, w_lat=0.0),
     "second task alone": "views", "untrained": "untrained"}
 TERMS = ("near_image", "near_map", "near_patch", "rec", "lat")
 

@@ -23,7 +23,7 @@ from anogan.trainer import (RECIPES, Recipe, Trainer, epoch_seed, find_recipe, g
 torch.set_num_threads(1)
 PIXELS = torch.randint(0, 256, (40, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 IMAGES = PIXELS.float() / 127.5 - 1
-RECIPE = Recipe(contrast=0.0, lr=1e-3, weights=LossWeights(1, 50, 1), latent_in_d=False, redraw_below=0.0, noise=0.2)
+RECIPE = Recipe(contrast=False, lr=1e-3, weights=LossWeights(1, 50, 1), latent_in_d=False, redraw_below=0.0, noise=0.2)
 
 
 def networks(seed=0, model=GanNeXt):
@@ -545,7 +545,6 @@ def test_tuned_changes_what_is_asked_and_nothing_else():
     (dict(weights=LossWeights()), "unknown option 'weights'"), (dict(lr=-1), "lr is -1; use 0 or more"), (dict(lr=math.nan), "lr is nan"),
     (dict(noise=-0.5), "noise is -0.5"), (dict(redraw_below=-1), "redraw_below is -1"), (dict(score=dict(rec=-1)), "the weight of rec is -1"),
     (dict(score=dict(far=1)), "unknown term of the score"), (dict(score={}), "no term of the score"), (dict(score=()), "no term of the score"),
-    (dict(score=("far",)), "unknown term of the score"),
-    (dict(contrast=-1), "contrast is -1; use 0 or more")])
+    (dict(score=("far",)), "unknown term of the score")])
 def test_what_no_recipe_can_hold_is_refused(options, sentence):
     with pytest.raises(InputError, match=sentence): RECIPE.tuned(**options)
