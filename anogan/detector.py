@@ -182,7 +182,7 @@ class Detector(BaseDetector):
               images,  # a data set, or (N, C, H, W) float in [-1, 1]
              ) -> torch.Tensor:  # (N,) float32, higher = more abnormal
         "Anomaly score of each image, from the terms that have a weight."
-        terms = self.terms(images, [name for name, weight in self.weights.items() if weight])
+        terms = self.terms(images, self.weights)
         return join_terms(self.calibration(terms) if self.calibration else terms, self.weights)
 
     @torch.no_grad()
