@@ -66,7 +66,7 @@ class Detector(BaseDetector):
                  recipe="recommended",  # "recommended", "published", or a `Recipe`
                  false_alarms: float = 0.05,  # share of normal images the threshold may call abnormal
                  device: str = "auto",  # "auto", "cpu", "cuda" or "mps"
-                 precision: str = "auto",  # of training: "fp32", "bf16", or "auto": bf16 on a GPU that has it
+                 precision: str = "auto",  # of training: "fp32", "bf16", or "auto": bf16 where the machine multiplies in it
                  progress: bool = True,  # show a progress bar
                  **options,  # single numbers over recipe and preset: lr, w_con, noise, dim, patch_size, depths, ngf, ndf, nz, …
                 ):
@@ -96,7 +96,8 @@ class Detector(BaseDetector):
         "One network, with those of the options that it knows."
         options = {name: value for name, value in self.network.items() if name in option_names(part)}
         network = part(self.isize, self.channels, **options)
-        return (init_weights(network) if part is Discriminator or self.recipe.dcgan_init else network).eval()
+        network = init_weights(network) if part is Discriminator or self.recipe.dcgan_init else network
+        return network.to(memory_format=torch.channels_last).eval()
 
     def fit(self,
             train,  # normal images: a data set, or (N, C, H, W) float in [-1, 1]
@@ -171,16 +172,17 @@ class Detector(BaseDetector):
 
     def terms(self,
               images,  # a data set, or (N, C, H, W) float in [-1, 1]
-             ) -> dict:  # rec and lat, (N,) float tensors
-        "The two raw terms of the score."
-        batches = [score_terms(self.generator, self.discriminator, x, self.memory) for x in self.batches(images)]
+              wanted=("rec", "lat"),  # see `score_terms`
+             ) -> dict:  # term -> (N,) float tensor
+        "The raw terms that a score can be made of."
+        batches = [score_terms(self.generator, self.discriminator, x, self.memory, wanted) for x in self.batches(images)]
         return {name: torch.cat([b[name] for b in batches]).float().cpu() for name in batches[0]}
 
     def score(self,
               images,  # a data set, or (N, C, H, W) float in [-1, 1]
              ) -> torch.Tensor:  # (N,) float32, higher = more abnormal
-        "Anomaly score of each image."
-        terms = self.terms(images)
+        "Anomaly score of each image, from the terms that have a weight."
+        terms = self.terms(images, self.weights)
         return join_terms(self.calibration(terms) if self.calibration else terms, self.weights)
 
     @torch.no_grad()

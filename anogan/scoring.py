@@ -48,13 +48,15 @@ def score_terms(generator,  # (B, C, H, W) to (B, C, H, W), in eval mode
                 discriminator,  # (B, C, H, W) to (logits (B,), features (B, nz)), in eval mode
                 x,  # (B, C, H, W) images in [-1, 1]
                 memory=None,  # a `Memory` (next chapter), for more terms
+                wanted=("rec", "lat"),  # terms that are asked for; the generator does not run where neither rec nor lat is among them
                ):  # dict of (B,) tensors: rec and lat, and what the memory measures
-    "All terms of the score, for a batch; networks in training mode are refused, for their BatchNorm would mix the images."
+    "The terms of the score, for a batch; networks in training mode are refused, for their BatchNorm would mix the images."
     if any(module.training for network in (generator, discriminator) for module in network.modules()):
         raise InputError("the networks are in training mode, where a score depends on the other images of its batch: call .eval() first")
+    terms = memory.distances(discriminator, x) if memory else {}
+    if not {"rec", "lat"} & {*wanted}: return terms
     fake = generator(x)
-    terms = dict(rec=reconstruction_error(x, fake), lat=latent_distance(discriminator(x)[1], discriminator(fake)[1]))
-    return terms | (memory.distances(discriminator, x) if memory else {})
+    return dict(rec=reconstruction_error(x, fake), lat=latent_distance(discriminator(x)[1], discriminator(fake)[1])) | terms
 
 # %% ../nbs/11_scoring.ipynb #03e69030
 PUBLISHED_WEIGHTS = {"rec": 0.9, "lat": 0.1}  # AnoTrans and Skip-GANomaly

@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['TERMS', 'COLLAPSED', 'PUBLISHED', 'PAPERS', 'RECIPES', 'Recipe', 'find_recipe', 'sigmoid_loss', 'gan_losses',
-           'gan_step', 'epoch_seed', 'write_atomically', 'save_checkpoint', 'load_checkpoint', 'start_accelerator',
-           'Trainer']
+           'gan_step', 'epoch_seed', 'write_atomically', 'save_checkpoint', 'load_checkpoint', 'has_bf16',
+           'start_accelerator', 'Trainer']
 
 # %% ../nbs/10_trainer.ipynb #1d82d4c4
 """The loop: one readable step, an epoch of steps, and what is kept between epochs."""
@@ -198,6 +198,11 @@ def save_checkpoint(path,  # file to write, `.safetensors`
     write_atomically(path, save(tensors, metadata={"facts": json.dumps(facts)}))
 
 # %% ../nbs/10_trainer.ipynb #49304907
+def _laid_out_like(weight, t):
+    "`t` in the order in memory of `weight`, where it has a number for each of its numbers: fused Adam pairs them by their place."
+    return torch.empty_like(weight, dtype=t.dtype, device=t.device).copy_(t) if t.shape == weight.shape else t
+
+
 def load_checkpoint(path,  # file written by `save_checkpoint`
                     modules: dict,  # name -> network, filled in place
                     optimizers: dict,  # name -> optimizer, filled in place
@@ -217,22 +222,32 @@ def load_checkpoint(path,  # file written by `save_checkpoint`
     for name, module in modules.items():
         module.load_state_dict({key.split("/", 1)[1]: t for key, t in tensors.items() if key.startswith(name + "/")})
     for name, optimizer in optimizers.items():
-        states = {}
+        states, weights = {}, [p for group in optimizer.param_groups for p in group["params"]]
         for key, t in tensors.items():
-            if key.startswith(name + "/"): states.setdefault(int(key.split("/")[1]), {})[key.split("/")[2]] = t
+            if not key.startswith(name + "/"): continue
+            _, i, what = key.split("/")
+            states.setdefault(int(i), {})[what] = _laid_out_like(weights[int(i)], t)
         optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
     return facts
 
+# %% ../nbs/10_trainer.ipynb #40a032be
+def has_bf16(kind: str,  # "cpu", "cuda" or "mps"
+            ) -> bool:
+    "Whether this machine has circuits that multiply in bf16. Others only imitate them, slower than in fp32."
+    if kind == "cpu": return any(getattr(torch.cpu, f"_is_{circuit}_supported", bool)() for circuit in ("amx_tile", "avx512_bf16"))
+    return kind == "cuda" and torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
 # %% ../nbs/10_trainer.ipynb #544da44c
 def start_accelerator(device: str = "auto",  # "auto" (the best found), "cpu", "cuda" or "mps"
-                      precision: str = "auto",  # "fp32", "bf16", or "auto": bf16 on a GPU that has it, else fp32
+                      precision: str = "auto",  # "fp32", "bf16", or "auto": bf16 where `has_bf16` says so, else fp32
                      ) -> Accelerator:  # a handle of its own: a later call does not change it
     "Accelerate's handle on the device and the number format, after checking that both are there."
     there = {"auto": True, "cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not choose(device, there, "device"): raise InputError(f"device {device!r} is not there on this machine; use cpu, or auto for the best one found")
     choose(precision, ("auto", "fp32", "bf16"), "precision")
-    on_gpu = device != "cpu" and there["cuda"]
-    bf16 = precision == "bf16" or (precision == "auto" and on_gpu and torch.cuda.is_bf16_supported())
+    kind = device if device != "auto" else next(name for name in ("cuda", "mps", "cpu") if there[name])
+    bf16 = precision == "bf16" or (precision == "auto" and has_bf16(kind))
     if "LOCAL_RANK" not in os.environ: AcceleratorState._reset_state(reset_partial_state=True)
     try: accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if bf16 else "no")
     except ValueError as e: raise InputError(f"precision {precision!r} is not there on device {device!r} of this machine; use fp32") from e
@@ -262,11 +277,12 @@ class Trainer:
         self.recipe, self.epochs, self.batch_size, self.seed = recipe, epochs, batch_size, seed
         self.folder, self.progress = Path(folder) if folder else None, progress
 
-        def adam(*networks): return torch.optim.Adam([p for network in networks for p in network.parameters()], lr=recipe.lr, betas=recipe.betas)
+        def adam(*networks):
+            return torch.optim.Adam([p for network in networks for p in network.parameters()], lr=recipe.lr, betas=recipe.betas, fused=True)
 
         self.networks = dict(generator=generator, discriminator=discriminator)
         if recipe.contrast: self.networks |= self.draw_projection()
-        for network in self.networks.values(): network.to(self.accelerator.device)
+        for network in self.networks.values(): network.to(self.accelerator.device, memory_format=torch.channels_last)
         generator, *others = self.networks.values()
         self.optimizers = dict(opt_g=adam(generator), opt_d=adam(*others))
         self.history = []
@@ -337,7 +353,8 @@ class Trainer:
                 init_weights(self.networks["discriminator"])
                 redrawn += 1
             bar.update()
-        row = {name: torch.stack([step[name] for step in losses]).mean().item() for name in losses[0]}
+        means = torch.stack([torch.stack([*step.values()]) for step in losses]).mean(dim=0)
+        row = dict(zip(losses[0], means.tolist()))  # the one time in an epoch that the loop waits for the device
         event = (f"discriminator redrawn {redrawn} {'time' if redrawn == 1 else 'times'}" if redrawn
                  else "discriminator collapsed" if row["loss_d"] < COLLAPSED else "")
         return dict(epoch=epoch + 1, **row, seconds=time.perf_counter() - start, event=event)

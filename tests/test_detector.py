@@ -101,6 +101,17 @@ def test_the_published_recipe_keeps_raw_terms_and_no_memory(data):
     assert torch.allclose(detector.score(data.test), 0.95 * terms["rec"] + 0.05 * terms["lat"])
 
 
+def test_the_generator_runs_only_for_a_score_that_asks_for_it(data):
+    runs = []
+    for recipe, asks in (("recommended", False), ("published", True)):
+        detector = narrow(recipe=recipe).fit(data.train, data.val)
+        runs.clear()
+        detector.generator.register_forward_hook(lambda *_: runs.append(1))
+        detector.score(data.test)
+        assert bool(runs) == asks
+        assert {"rec", "lat"} <= set(detector.terms(data.test))
+
+
 def test_published_networks_are_drawn_as_dcgan_draws_them():
     published, recommended = narrow(recipe="published", channels=1), narrow(channels=1)
     deviation = lambda d: float(d.generator.encoder[0][0].expand.weight.detach().std())

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 
 from anogan import trainer as module
 from anogan.anotrans import AnoTrans
+from anogan.corruption import coarse_noise
 from anogan.data import ImageSet
 from anogan.discriminator import Discriminator, init_weights
 from anogan.errors import AnoganError, InputError, TrainingError
@@ -446,6 +447,49 @@ def test_a_run_with_fixed_noise_resumes_to_the_bit(tmp_path):
     again = make(2, recipe, nets=networks(seed=9), folder=tmp_path)
     again.fit(IMAGES)
     assert same(state(again), state(whole))
+
+
+# --- the fast path ---------------------------------------------------------------------------------------------------------------
+
+FAST = dict(formulas=RECIPE, views=RECIPE.tuned(contrast=1.0), released=RECIPE.tuned(latent_in_d=True, third_pass=True))
+
+
+@pytest.mark.parametrize("model", [GanNeXt, AnoTrans])
+@pytest.mark.parametrize("name, dtype, lr, tolerance", [
+    ("formulas", torch.float32, 2e-5, 1e-5), ("views", torch.float64, 1e-4, 1e-6), ("released", torch.float64, 1e-4, 1e-6)])
+def test_twenty_fast_steps_are_twenty_plain_steps(model, name, dtype, lr, tolerance):
+    """Channels-last and fused Adam against networks as they are built and Adam as it is written down.
+
+    At usual learning rates two runs of AnoTrans that differ by one rounding error lose each other within 20 steps, so the rate is low.
+    """
+    recipe = FAST[name].tuned(lr=lr)
+    fast = make(recipe=recipe, nets=networks(model=model))
+    plain = dict(zip(("generator", "discriminator"), networks(model=model))) | (fast.draw_projection() if recipe.contrast else {})
+    for network in (*fast.networks.values(), *plain.values()): network.to(dtype)
+    assert all(p.is_contiguous(memory_format=torch.channels_last) for p in fast.networks["discriminator"].parameters() if p.ndim == 4)
+    groups = [[*plain["generator"].parameters()], [p for name, network in plain.items() if name != "generator" for p in network.parameters()]]
+    adams = [torch.optim.Adam(group, recipe.lr, recipe.betas, foreach=False, fused=False) for group in groups]
+    for step, x in enumerate(IMAGES.to(dtype).split(4) * 2):
+        torch.manual_seed(step)
+        ours = fast.step(x)
+        torch.manual_seed(step)
+        theirs = gan_step(plain["generator"], plain["discriminator"], *adams, x, coarse_noise(x, recipe.noise), recipe, None, plain.get("projection"))
+        torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
+
+
+def test_a_checkpoint_gives_adam_its_memory_in_the_order_of_the_weights(tmp_path):
+    make(1, folder=tmp_path).fit(IMAGES)
+    again = make(1, nets=networks(seed=9), folder=tmp_path)
+    again.resume()
+    for optimizer in again.optimizers.values():
+        for p, s in optimizer.state.items(): assert s["exp_avg"].stride() == s["exp_avg_sq"].stride() == p.stride()
+
+
+def test_bf16_is_chosen_only_where_the_machine_multiplies_in_it(monkeypatch):
+    for there in (True, False):
+        monkeypatch.setattr(module, "has_bf16", lambda kind, there=there: there)
+        assert start_accelerator("cpu").mixed_precision == ("bf16" if there else "no")
+        assert start_accelerator("cpu", "fp32").mixed_precision == "no"
 
 
 # --- device and number format ----------------------------------------------------------------------------------------------------
