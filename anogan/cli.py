@@ -3,12 +3,15 @@
 # %% auto #0
 __all__ = ['app', 'Out', 'Dataset', 'AbnormalClass', 'Category', 'Root', 'NTrain', 'ISize', 'Channels', 'Model', 'Size',
            'RecipeName', 'Dim', 'PatchSize', 'Ngf', 'Ndf', 'Nz', 'Epochs', 'BatchSize', 'Seed', 'Rate', 'WAdv', 'WCon',
-           'WLat', 'Device', 'Precision', 'Legacy', 'Display', 'in_one_sentence', 'train', 'score', 'data', 'main']
+           'WLat', 'Device', 'Precision', 'Legacy', 'Display', 'GridFile', 'Datasets', 'Classes', 'Models', 'Recipes',
+           'Seeds', 'Jobs', 'Backend', 'Scheduler', 'in_one_sentence', 'train', 'names', 'experiment', 'report',
+           'score', 'data', 'main']
 
 # %% ../nbs/17_cli.ipynb #fef8fa9e
-"""The command line: `anogan train`, `anogan score`, `anogan data`. It holds no logic of its own."""
+"""The command line: `anogan train`, `anogan experiment`, `anogan report`, `anogan score`, `anogan data`. It holds no logic of its own."""
 import json
 import sys
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Annotated, Optional
@@ -79,18 +82,64 @@ def train(out: Out, dataset: Dataset = "digits", abnormal_class: AbnormalClass =
           nz: Nz = None, device: Device = "auto", precision: Precision = "auto",
           legacy_eval: Legacy = False, display: Display = False):
     "Train a detector on normal images, test it, compare it with simple baselines."
-    from anogan.data import DEFECTS
-    from anogan.experiments import RunConfig, verdict
+    from anogan.experiments import RunConfig, usual_recipe, verdict
     from anogan.experiments import run as run_experiment
     single = dict(lr=lr, w_adv=w_adv, w_con=w_con, w_lat=w_lat, dim=dim, patch_size=patch_size, ngf=ngf, ndf=ndf, nz=nz)
     config = RunConfig(dataset=dataset, abnormal_class=abnormal_class, category=category, root=root, n_train=n_train, model=model, size=size,
                        isize=isize, channels=channels, epochs=epochs, batch_size=batch_size, seed=seed, device=device,
-                       precision=precision, legacy_eval=legacy_eval, recipe=recipe or ("defects" if dataset in DEFECTS else "recommended"),
+                       precision=precision, legacy_eval=legacy_eval, recipe=recipe or usual_recipe(dataset),
                        options={name: value for name, value in single.items() if value is not None})
     done = (out / "metrics.json").exists()
     metrics = run_experiment(config, out, display=display)
     print(f"{out} was finished already" if done else f"results in {out}")
     print(verdict(metrics))
+
+# %% ../nbs/17_cli.ipynb #e443a6f2
+def names(text: Optional[str],  # with commas between
+         ) -> Optional[list]:
+    "A list from a flag; None where the flag was not given."
+    return [part.strip() for part in text.split(",")] if text else None
+
+
+GridFile = Annotated[Optional[Path], typer.Option("--grid", help="TOML file with a grid, such as those in experiments/; a flag beside it wins")]
+Datasets = Annotated[Optional[str], typer.Option("--dataset", "--datasets", help="data sets, with commas between")]
+Classes = Annotated[Optional[str], typer.Option("--classes", help="abnormal classes, or categories of mvtec and elpv, with commas; default: every class")]
+Models = Annotated[Optional[str], typer.Option("--models", help="models, with commas between; default: anotrans,gannext")]
+Recipes = Annotated[Optional[str], typer.Option("--recipes", help="recipes, with commas between; default: the usual one of each data set")]
+Seeds = Annotated[Optional[int], typer.Option("--seeds", help="how many seeds, from 0 on; default: 3")]
+Jobs = Annotated[Optional[int], typer.Option("--jobs", help="cells at once; default: one per processor, or one on a GPU")]
+Backend = Annotated[str, typer.Option("--backend", help="loky (processes of this machine) or dask (pip install 'anogan[distributed]')")]
+Scheduler = Annotated[Optional[str], typer.Option("--scheduler", help="address of a Dask scheduler, such as tcp://10.0.0.1:8786; default: start one here")]
+
+# %% ../nbs/17_cli.ipynb #d24e3530
+@app.command()
+@in_one_sentence
+def experiment(out: Out, grid: GridFile = None, dataset: Datasets = None, classes: Classes = None, models: Models = None, recipes: Recipes = None,
+               seeds: Seeds = None, root: Root = None, n_train: NTrain = None, size: Size = None, isize: ISize = None, epochs: Epochs = None,
+               batch_size: BatchSize = None, device: Device = None, precision: Precision = None,
+               jobs: Jobs = None, backend: Backend = "loky", scheduler: Scheduler = None):
+    "Train and test a table of detectors: every data set, class, model, recipe and seed. Goes on where it was stopped."
+    from anogan.experiments import read_grid, sweep
+    from anogan.experiments import grid as cells_of
+    from anogan.report import write_report
+    axes = dict(datasets=names(dataset), classes=names(classes), models=names(models), recipes=names(recipes), seeds=seeds)
+    settings = dict(root=root, n_train=n_train, size=size, isize=isize, epochs=epochs, batch_size=batch_size, device=device, precision=precision)
+    axes, settings = ({name: value for name, value in given.items() if value is not None} for given in (axes, settings))
+    cells = {name: replace(config, **settings) for name, config in cells_of(**(read_grid(grid) if grid else {}) | axes).items()}
+    faults = sweep(cells, out, jobs, backend, scheduler)
+    for name, fault in faults.items(): print(f"anogan: {name}: {fault.strip().splitlines()[-1]}", file=sys.stderr)
+    if len(faults) < len(cells): print(f"report in {write_report(out)}")
+    if faults: raise typer.Exit(1)
+
+# %% ../nbs/17_cli.ipynb #fb6ef396
+@app.command()
+@in_one_sentence
+def report(
+    sweep: Annotated[Path, typer.Argument(help="folder that `anogan experiment` wrote into, finished or not")],
+):
+    "Write report.html and report.md about what a table of experiments has so far."
+    from anogan.report import write_report
+    print(f"report in {write_report(sweep)}")
 
 # %% ../nbs/17_cli.ipynb #f5afc281
 @app.command()

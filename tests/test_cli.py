@@ -27,7 +27,7 @@ def trained(tmp_path_factory):
 def test_train_says_what_came_out(trained):
     out, result = trained
     assert f"results in {out}" in result.stdout and "AUROC: gannext" in result.stdout and "knn" in result.stdout
-    assert {"config.json", "metrics.json", "log.csv", "model", "picture.png", "manifest.json"} == {p.name for p in out.iterdir()}
+    assert {"config.json", "metrics.json", "log.csv", "model", "picture.png", "manifest.json", "scores.csv"} == {p.name for p in out.iterdir()}
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["auroc_ci"][0] <= metrics["auroc"] <= metrics["auroc_ci"][1] and metrics["seed"] == 0
 
@@ -129,6 +129,35 @@ def test_the_folder_of_another_run_is_left_alone(trained):
 def test_training_that_cannot_go_on_is_exit_code_1(tmp_path):
     result = anogan(f"train {SMALL} --abnormal-class 0 --niter 2 --batchsize 16 --lr 1e30 --out {tmp_path / 'out'}")
     assert result.exit_code == 1 and "diverged" in result.stderr
+
+
+TABLE = "experiment --classes 0,8 --models gannext --seeds 1 --epochs 1 --n-train 32 --batch-size 16 --device cpu --jobs 1"
+
+
+def test_a_table_of_experiments_and_its_report(tmp_path):
+    result = anogan(f"{TABLE} --out {tmp_path / 'table'}")
+    assert result.exit_code == 0 and f"report in {tmp_path / 'table/report.html'}" in result.stdout, result.output
+    assert {path.parent.name for path in tmp_path.glob("table/*/metrics.json")} == {f"digits-{c}-gannext-recommended-0" for c in (0, 8)}
+    (tmp_path / "table/report.html").unlink()
+    assert anogan(f"report {tmp_path / 'table'}").exit_code == 0 and (tmp_path / "table/report.html").exists()
+    assert anogan(f"report {tmp_path}").exit_code == 2
+
+
+def test_a_flag_wins_over_the_grids_file_and_a_broken_cell_is_exit_code_1(tmp_path):
+    models = "[models]\ngannext = {epochs = 7}\nanotrans = {options = {lr = 1e30}}\n"
+    (tmp_path / "grid.toml").write_text(f'datasets = "digits"\nclasses = [0]\nseeds = 1\nn_train = 32\nbatch_size = 16\n{models}')
+    result = anogan(f"experiment --grid {tmp_path / 'grid.toml'} --epochs 1 --device cpu --jobs 1 --out {tmp_path / 'table'}")
+    assert result.exit_code == 1 and "digits-0-anotrans-recommended-0: anogan.errors.TrainingError: training diverged" in result.stderr, result.output
+    assert json.loads((tmp_path / "table/digits-0-gannext-recommended-0/config.json").read_text())["epochs"] == 1
+    assert "training diverged" in (tmp_path / "table/report.md").read_text()
+
+
+@pytest.mark.parametrize("flags, fault", [("--dataset digitz", "unknown data set"), ("--models gan", "unknown model"), ("--grid none.toml", "cannot read"),
+                                          ("--backend slurm", "unknown backend"), ("--batch-size 4000", "larger than"), ("--seeds 0", "no cells"),
+                                          ("--classes 0,12", "unknown class")])
+def test_a_wrong_table_is_one_sentence_and_no_folder(tmp_path, flags, fault):
+    result = anogan(f"{TABLE} {flags} --out {tmp_path / 'table'}")
+    assert result.exit_code == 2 and fault in result.stderr and result.stderr.count("\n") == 1 and not (tmp_path / "table").exists()
 
 
 def test_data_lists_every_data_set():

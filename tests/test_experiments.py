@@ -20,7 +20,7 @@ def finished(tmp_path_factory):
 
 def test_a_run_leaves_everything_that_later_questions_need(finished):
     out, metrics = finished
-    assert sorted(p.name for p in out.iterdir()) == ["config.json", "log.csv", "manifest.json", "metrics.json", "model", "picture.png"]
+    assert sorted(p.name for p in out.iterdir()) == ["config.json", "log.csv", "manifest.json", "metrics.json", "model", "picture.png", "scores.csv"]
     assert json.loads((out / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
     for name in ("auroc", "auroc_ci", "n_normal", "n_abnormal", "seed", "baselines", "false_alarm_rate", "threshold"): assert name in metrics
     assert metrics["n_abnormal"] == 183 and set(metrics["baselines"]) == {"knn", "pca"}

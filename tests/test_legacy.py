@@ -79,7 +79,7 @@ def test_a_run_that_was_also_judged_as_released_is_otherwise_the_same_run(whole,
     for name in set(honest) - {"seconds", "environment"}: assert honest[name] == metrics[name], name
     for name in ("model/model.safetensors", "model/detector.json", "manifest.json"):
         assert (out / name).read_bytes() == (tmp_path / "honest" / name).read_bytes()
-    assert sorted(p.name for p in out.iterdir()) == ["config.json", "log.csv", "manifest.json", "metrics.json", "model", "picture.png"]
+    assert sorted(p.name for p in out.iterdir()) == ["config.json", "log.csv", "manifest.json", "metrics.json", "model", "picture.png", "scores.csv"]
 
 
 def test_the_leaky_figure_stands_beside_the_honest_one(whole):
