@@ -120,7 +120,7 @@ def fetch_mathjax():
                 MATHJAX.parent.mkdir(parents=True, exist_ok=True)
                 with tarfile.open(archive) as files: MATHJAX.write_bytes(files.extractfile(f"package/es5/{MATHJAX.name}").read())
                 return
-    print(f"{missing}, so formulas are shown as TeX source: install npm, go online, and run this again", file=sys.stderr)
+    print(f"{missing}, so formulas stay TeX source; run this again with npm and a network", file=sys.stderr)
 
 
 def build(site):
