@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 CORE := $(VENV)/.core
 DEV := $(VENV)/.dev
 APP := $(VENV)/.app
+SITE := $(VENV)/.site
 
 DEMO := --dataset digits --abnormal-class 8 --size tiny --isize 32 --epochs 10 --batch-size 32
 README_DIR := .
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab app lint fresh readme clean
+.PHONY: help demo test lab app site lint fresh readme clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -26,11 +27,16 @@ test: $(DEV) ## all that CI checks: lint, fresh, then pytest, which runs every n
 	@$(MAKE) --no-print-directory fresh
 	$(BIN)/python -m pytest -n logical --cov
 
-lab: $(DEV) ## the course in JupyterLab
-	$(BIN)/jupyter lab --allow-root nbs/index.ipynb
+lab: $(DEV) ## the course in JupyterLab: your own copies, in lab/
+	$(BIN)/python course/exercises.py lab
+	$(BIN)/jupyter lab --allow-root --ServerApp.root_dir=. --LabApp.default_url=/lab/tree/lab/index.ipynb
 
 app: $(APP) ## the explorer as a web page, with Voilà
 	JUPYTER_PREFER_ENV_PATH=1 $(BIN)/voila nbs/app/explorer.ipynb
+
+site: $(SITE) ## the course as web pages in site/, to read without a network
+	rm -rf site
+	$(BIN)/python course/pages.py site
 
 lint: $(DEV) ## ruff, and who may import whom
 	$(BIN)/ruff check .
@@ -51,8 +57,8 @@ readme: $(DEV) ## write README.md from nbs/index.ipynb
 	@sed -E 's#\]\((([0-9]{2}_|app/)[a-z0-9_]+\.ipynb)#](nbs/\1#g; s#\]\(\.\./#](#g' $(README_DIR)/README.md > $(README_DIR)/README.tmp
 	@mv $(README_DIR)/README.tmp $(README_DIR)/README.md
 
-clean: ## remove what was made here; runs/ stays, but for the demo's
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage htmlcov runs/demo-anotrans runs/demo-gannext
+clean: ## remove what was made here; lab/ stays, and runs/ but for the demo's
+	rm -rf $(VENV) site build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage htmlcov runs/demo-anotrans runs/demo-gannext
 
 # One environment for all. A stamp tells what is installed; it is old when settings.ini or setup.py is newer.
 $(VENV)/pyvenv.cfg:
@@ -69,9 +75,14 @@ $(CORE): $(VENV)/pyvenv.cfg settings.ini setup.py
 $(DEV): $(VENV)/pyvenv.cfg settings.ini setup.py
 	@echo "Installing anogan with its tools into $(VENV) (the first time this fetches torch: some minutes and some gigabytes)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	@touch $(CORE) $(APP) $@
+	@touch $(CORE) $(APP) $(SITE) $@
 
 $(APP): $(VENV)/pyvenv.cfg settings.ini setup.py
 	@echo "Installing anogan with Voilà into $(VENV) (the first time this fetches torch: some minutes and some gigabytes)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[app]'
 	@touch $(CORE) $@
+
+$(SITE): $(VENV)/pyvenv.cfg settings.ini setup.py
+	@echo "Installing sphinx into $(VENV) (the site needs neither torch nor anogan)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check $$(sed -n 's/^site_requirements = //p' settings.ini)
+	@touch $@

@@ -8,7 +8,7 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=["="], interpolation=None)
 config.read(here / "settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
-extras = ("dev", "data", "log", "app", "distributed")
+extras = ("dev", "data", "log", "app", "distributed", "export", "site")
 
 setup(
     name=cfg["lib_name"],

@@ -2,6 +2,8 @@
 
     python course/exercises.py lab      # writes lab/*.ipynb; a file that is there is yours and stays as it is
 
+The folder stands beside nbs/, so that a path in a chapter, such as ../README.md, leads to the same file from the copy.
+
 An exercise is three cells of a chapter: a task (Markdown, heading `### Exercise`, with a folded hint), a code cell that begins with `#| exercise`,
 whose solution stands between `### BEGIN SOLUTION` and `### END SOLUTION` (nbgrader's marks), and a code cell that begins with `#| check`.
 """
@@ -51,10 +53,11 @@ def readers_copy(notebook):
 
 
 def write_copies(folder):
-    "One reader's copy per chapter, into `folder`; what is already there is not touched."
-    folder.mkdir(exist_ok=True)
-    for path in sorted(NBS.glob("*.ipynb")):
-        if not (folder / path.name).exists(): nbformat.write(readers_copy(nbformat.read(path, 4)), folder / path.name)
+    "One reader's copy per chapter, and the app, into `folder`; what is already there is not touched."
+    for path in sorted([*NBS.glob("*.ipynb"), *NBS.glob("app/*.ipynb")]):
+        copy = folder / path.relative_to(NBS)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        if not copy.exists(): nbformat.write(readers_copy(nbformat.read(path, 4)), copy)
 
 
 if __name__ == "__main__":

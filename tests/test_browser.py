@@ -13,24 +13,11 @@ from pathlib import Path
 import pytest
 
 APP = Path(__file__).parent.parent / "nbs" / "app" / "explorer.ipynb"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-WAIT = 180  # seconds until something that should happen counts as not happening; nothing is timed
 LAB = ["jupyterlab", "--no-browser", "--ip=127.0.0.1", "--ServerApp.port_retries=0", "--IdentityProvider.token=", "--ServerApp.password=", "--allow-root",
        "--ServerApp.root_dir=.", "--LabApp.news_url=None", "--LabApp.expose_app_in_browser=True", "--LabApp.extension_manager=readonly",
        "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate"]
+WAIT = 180  # seconds until something that should happen counts as not happening; nothing is timed
 VOILA = ["voila", "explorer.ipynb", "--no-browser", "--Voila.ip=127.0.0.1", "--strip_sources=True"]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not CHROMIUM and not os.environ.get("CI"): pytest.skip("NO BROWSER, THE EXPLORER IS NOT TESTED IN ONE: sudo apt install chromium")
-    assert CHROMIUM, "there is no chromium on this machine of CI: .ci/run installs it"
-    from playwright.sync_api import expect, sync_playwright
-    expect.set_options(timeout=1000 * WAIT)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 def listens(port, server):
@@ -100,6 +87,7 @@ def test_the_explorer(browser, serve, tmp_path, command, go):
     from playwright.sync_api import expect
     page = browser.new_page(viewport=dict(width=1300, height=1000))
     page.set_default_timeout(1000 * WAIT)
+    expect.set_options(timeout=1000 * WAIT)
     faults = []
     page.on("pageerror", lambda error: faults.append(str(error)))
     go(page, serve(command))
