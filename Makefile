@@ -11,7 +11,7 @@ DEMO := --dataset digits --abnormal-class 8 --size tiny --isize 32 --epochs 10 -
 README_DIR := .
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lab app site lint fresh readme clean
+.PHONY: help demo test bench lab app site lint fresh readme clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -26,6 +26,11 @@ test: $(DEV) ## all that CI checks: lint, fresh, then pytest, which runs every n
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory fresh
 	$(BIN)/python -m pytest -n logical --cov
+
+DEVICE := cpu
+
+bench: $(CORE) ## how fast training and scoring are, beside a loop as released: 10 quiet minutes; DEVICE=cuda on a GPU
+	$(BIN)/python benchmarks/speed.py --device $(DEVICE)
 
 lab: $(DEV) ## the course in JupyterLab: your own copies, in lab/
 	$(BIN)/python course/exercises.py lab

@@ -267,11 +267,11 @@ def plan(device, size):
     cells = [cell("data", "", 32, 128, 20)]
     for model in models:
         cells += [cell("train", model, 32, batch, ways=every) for batch in ((128, 1024) if gpu else (128,))]
-        cells += [cell("score", model, 32, 1, 8), cell("score", model, 32, 128), *([cell("score", model, 32, 1024)])]
-        cells += [cell("train", model, isize, 32 if gpu else 4) for isize in (32, 64, 128, 256)]
+        cells += [cell("score", model, 32, 1, 8), cell("score", model, 32, 128), cell("score", model, 32, 1024)]
+        cells += [cell("train", model, isize, 32 if gpu else 2) for isize in (32, 64, 128, 256)]
         cells += [cell("train", model, 32, batch) for batch in (16, 64)]
         cells += [cell("train", model, 32, 64, size=width) for width in ("tiny", "small") if width != size]
-    return cells, [cell("train", model, 32, 128, 1) for model in models]
+    return cells, [cell("train", model, 32, 128 if gpu else 32, 1) for model in models]
 
 
 def smallest():
@@ -350,9 +350,9 @@ def exponent_table(facts):
 
 def profile_table(facts):
     "Markdown: milliseconds of each part of one step, before and after."
-    rows = [[cell["model"], part, *(f"{1000 * cell['parts'][name][part]:.0f}" for name in cell["parts"])]
+    rows = [[cell["model"], cell["batch"], part, *(f"{1000 * cell['parts'][name][part]:.0f}" for name in cell["parts"])]
             for cell in facts["profiles"] for part in cell["parts"][OLD]]
-    return markdown(["generator", "part of a step", f"{OLD}, ms", "recommended, ms"], rows)
+    return markdown(["generator", "batch", "part of a step", f"{OLD}, ms", "recommended, ms"], rows)
 
 
 def report(facts):
