@@ -5,10 +5,10 @@ __all__ = ['app', 'Out', 'Dataset', 'AbnormalClass', 'Category', 'Root', 'NTrain
            'RecipeName', 'Dim', 'PatchSize', 'Ngf', 'Ndf', 'Nz', 'Epochs', 'BatchSize', 'Seed', 'Rate', 'WAdv', 'WCon',
            'WLat', 'Device', 'Precision', 'Legacy', 'Display', 'GridFile', 'Datasets', 'Classes', 'Models', 'Recipes',
            'Seeds', 'Jobs', 'Backend', 'Scheduler', 'in_one_sentence', 'train', 'names', 'experiment', 'report',
-           'score', 'data', 'main']
+           'score', 'export', 'data', 'main']
 
 # %% ../nbs/17_cli.ipynb #fef8fa9e
-"""The command line: `anogan train`, `anogan experiment`, `anogan report`, `anogan score`, `anogan data`. It holds no logic of its own."""
+"""The command line: `anogan train`, `anogan experiment`, `anogan report`, `anogan score`, `anogan export`, `anogan data`. It holds no logic of its own."""
 import json
 import sys
 from dataclasses import replace
@@ -155,7 +155,22 @@ def score(
     detector = Detector.load(run, device)
     files = load_images(images, detector.isize, detector.channels)
     for path, value in zip(files.ids, detector.score(files).tolist()):
-        print(json.dumps(dict(path=path, score=value, abnormal=value > detector.threshold), ensure_ascii=False))
+        row = dict(path=path, score=value, abnormal=value > detector.threshold)
+        print(json.dumps(row, ensure_ascii=not path.isprintable()))  # a name that is no UTF-8 is escaped
+
+# %% ../nbs/17_cli.ipynb #a4a867ba
+@app.command()
+@in_one_sentence
+def export(
+    run: Annotated[Path, typer.Argument(help="folder that `anogan train` or `Detector.save` wrote")],
+    model: Annotated[Path, typer.Argument(help="file to write, such as model.onnx")],
+):
+    "Write a detector as one ONNX file: bytes of images in; score, decision and heat map out (pip install 'anogan[export]')."
+    from anogan.detector import Detector
+    from anogan.export import to_onnx
+    detector = Detector.load(run, "cpu")
+    off = to_onnx(detector, model)
+    print(f"{model} takes images (N, {detector.channels}, {detector.isize}, {detector.isize}) uint8 and differs from {run} by at most {off:.0e}")
 
 # %% ../nbs/17_cli.ipynb #b06e0f40
 @app.command()

@@ -12,7 +12,7 @@ __all__ = ['SUFFIXES', 'MEMORY_LIMIT', 'WORKERS', 'FASHION', 'DEBIAN_FASHION', '
 
 An image is a float tensor (C, H, W) in [-1, 1], its label 0 (normal) or 1 (abnormal).
 """
-import difflib, gzip, hashlib, importlib.util, json, os
+import difflib, gzip, hashlib, importlib.util, json, os, stat
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -77,10 +77,15 @@ def _fault(path, error):
     known = {FileNotFoundError: "there is no such file", IsADirectoryError: "it is a folder", PermissionError: "you may not read it",
              Image.DecompressionBombError: "it has more pixels than Pillow's safety limit",
              UnidentifiedImageError: "it is not an image that Pillow knows", InputError: str(error),
-             ValueError: f"Pillow can make nothing of it ({error})"}
+             MemoryError: "it needs more memory than there is", ValueError: f"Pillow can make nothing of it ({_words(error)})"}
     if isinstance(error, UnidentifiedImageError) and os.path.getsize(path) == 0: return "it is empty (0 bytes)"
-    return next((text for kind, text in known.items() if isinstance(error, kind)),
-                f"it is damaged or cut short ({str(error).rstrip('.')})")
+    found = next((text for kind, text in known.items() if isinstance(error, kind)), None)
+    if found is None and isinstance(error, OSError) and error.errno: return f"it cannot be opened ({error.strerror})"
+    return found or f"it is damaged or cut short ({_words(error)})"
+
+def _words(error):
+    "An error's text on one line, without a full stop."
+    return (" ".join(str(error).split()) or type(error).__name__)[:200].rstrip(".")
 
 @contextmanager
 def _reading(path):
@@ -89,19 +94,30 @@ def _reading(path):
     except Exception as error:
         raise InputError(f"cannot read the image {path}: {_fault(path, error)}; mend, replace or remove it") from error
 
+# %% ../nbs/00_data.ipynb #3382724d
+def _open(path):
+    "`Image.open`, for files alone: a pipe or a device has no end, and to open it may take for ever."
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)): raise InputError("it is a pipe or a device and no file")
+    return Image.open(path)
+
 def read_image(path: str | Path,  # an image file
                isize: int,  # side s of the result, pixels
                channels: int,  # 1 grey, 3 colour
               ) -> torch.Tensor:  # (C, s, s) uint8
     "Read one file and convert it with `to_uint8`; every fault becomes an `InputError` that names the file."
-    with _reading(path), Image.open(path) as image: return to_uint8(image, isize, channels)
+    with _reading(path), _open(path) as image: return to_uint8(image, isize, channels)
 
 # %% ../nbs/00_data.ipynb #a09fd1f3
 def list_images(folder: str | Path,  # where to look, with everything below
                ) -> list[Path]:  # image files, sorted by path
     "All image files below `folder`, by suffix; hidden names are left out, and each real folder is visited once."
+    def closed(error):
+        if not isinstance(error, FileNotFoundError):
+            raise InputError(f"the folder {error.filename} cannot be read ({error.strerror}): open it to you, or leave it out") from error
+
     found, seen = [], set()
-    for here, folders, files in os.walk(folder, followlinks=True):
+    for here, folders, files in os.walk(folder, onerror=closed, followlinks=True):
         real = os.path.realpath(here)
         if real in seen: folders.clear()
         else:
@@ -126,6 +142,10 @@ def _positions(indices, n):
     "int64 positions on the CPU from any way of choosing among n things: None (all), numbers or a bool mask."
     index = torch.arange(n) if indices is None else torch.as_tensor(indices).cpu()
     return index.nonzero()[:, 0] if index.dtype == torch.bool else index.long()
+
+def _size_of(path):
+    "Bytes of an image file."
+    with _reading(path): return os.path.getsize(path)
 
 def _chunks(order, n, batch_size):
     "Positions in pieces of `batch_size`; none at all where there is nothing."
@@ -220,7 +240,7 @@ class ImageSet(torch.utils.data.Dataset):
         "A fingerprint of ids and labels, and of all pixels (in memory, or arrays) or of each file's size (on disk)."
         digest = hashlib.sha256(json.dumps([self.ids, self.labels.tolist()]).encode())
         for item in [self.pixels.cpu().numpy()] if self.items is None else self.items:
-            digest.update(f"{os.path.getsize(item)},".encode() if isinstance(item, (str, Path)) else item.tobytes())
+            digest.update(f"{_size_of(item)},".encode() if isinstance(item, (str, Path)) else item.tobytes())
         return digest.hexdigest()
 
 # %% ../nbs/00_data.ipynb #fc136093
@@ -275,7 +295,7 @@ def _check_size(isize, channels):
 def _is_coloured(item):
     "Whether an image is stored in colour, by its header alone; a file that cannot be opened says nothing yet."
     try:
-        with Image.open(item) as image: return not (image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I"))
+        with _open(item) as image: return not (image.mode in ("1", "L", "LA", "La", "F") or image.mode.startswith("I"))
     except Exception: return False
 
 def _fit(sets):
@@ -476,6 +496,8 @@ def read_elpv(place: Path,  # the folder with its files
     table = place / "labels.csv"
     try: rows = [(file, float(p), kind) for file, p, kind in map(str.split, filter(str.strip, table.read_text().splitlines()))]
     except ValueError as error: raise InputError(f"{table} must hold lines of file, probability, and mono or poly ({error})") from error
+    outside = [file for file, *_ in rows if os.path.isabs(file) or os.path.normpath(file).startswith("..")]
+    if outside: raise InputError(f"{table} names {outside[0]!r}, which lies outside of its folder: name files below {place}")
     rows = [row for row in rows if row[1] in (0, 1) and row[2] in kinds[category]]
     ids, targets, kind = [row[0] for row in rows], np.array([int(row[1]) for row in rows], int), np.array([row[2] for row in rows])
     normal, in_test = np.flatnonzero(targets == 0), targets == 1
@@ -621,7 +643,7 @@ def _read_masks(files, isize):
     masks = torch.zeros(len(files), isize, isize, dtype=torch.bool)
     for mask, path in zip(masks, files):
         if path is None: continue
-        with _reading(path), Image.open(path) as image:
+        with _reading(path), _open(path) as image:
             mask[:] = torch.from_numpy(np.array(image.convert("L").resize((isize, isize), Image.Resampling.NEAREST)) > 0)
     return masks
 

@@ -41,7 +41,7 @@ from .evaluation import delong_test
 from .legacy import LegacyEval
 from .plots import draw_image, new_figure, roc_curve_plot, score_histogram
 from .scoring import error_map, smooth
-from .trainer import start_accelerator, write_atomically
+from .trainer import start_accelerator, write_atomically, writing
 
 try: import tomllib
 except ImportError: import tomli as tomllib  # Python 3.10
@@ -94,8 +94,9 @@ def claim(out,  # folder of the run
     "Make sure the folder is new, empty, or this run's own; raise one sentence where it holds another run."
     out, known = Path(out), {}
     if not out.exists() or (out.is_dir() and all(path.suffix == ".part" for path in out.iterdir())): return False
-    try: known = json.loads((out / "config.json").read_text())
-    except (OSError, ValueError): raise InputError(f"{out} holds something that is no run of anogan; choose another folder for --out") from None
+    try: known = dict(json.loads((out / "config.json").read_bytes()))
+    except (OSError, ValueError, TypeError, RecursionError):
+        raise InputError(f"{out} holds something that is no run of anogan; choose another folder for --out") from None
     mine = json.loads(json.dumps(asdict(config)))
     other = [name for name in mine if name not in ("device", "precision", "root") and mine[name] != known.get(name)]
     if other:
@@ -233,7 +234,7 @@ def carry_out(config: RunConfig,  # what to run
     metrics, rivals = measure(config, data, detector, scores)
     if legacy: metrics["legacy"] = legacy.report()
     write_scores(out / "scores.csv", data.test, {config.model: scores} | rivals)
-    result_figure(detector, data.test, scores, verdict(metrics)).savefig(out / "picture.png", dpi=110)
+    with writing(out / "picture.png"): result_figure(detector, data.test, scores, verdict(metrics)).savefig(out / "picture.png", dpi=110)
     write_json(out / "metrics.json", metrics)
 
 # %% ../nbs/16_experiments.ipynb #3cfecdda
@@ -242,8 +243,13 @@ LEFTOVERS = ("checkpoint.safetensors", "legacy.json")  # of a run on its way; a 
 
 def read_metrics(out,  # folder of a run
                 ) -> dict:  # as `measure` made them
-    "What came out of a finished run."
-    return json.loads((Path(out) / "metrics.json").read_text())
+    "What came out of a finished run; a file that is damaged is one sentence."
+    path = Path(out) / "metrics.json"
+    try: metrics = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError): metrics = None
+    if not isinstance(metrics, dict) or not {"auroc", "model", "baselines"} <= metrics.keys():
+        raise InputError(f"{path} is damaged: delete it, and the same command measures again")
+    return metrics
 
 
 def run(config: RunConfig,  # what to run
@@ -258,7 +264,7 @@ def run(config: RunConfig,  # what to run
         data, detector = prepare(config, progress)
         legacy = LegacyEval(detector, data.test, out / "legacy.json") if config.legacy_eval else None
         watching = [watch for watch in (legacy, board(out, detector, data.val) if display else None, on_epoch) if watch]
-        out.mkdir(parents=True, exist_ok=True)
+        with writing(out): out.mkdir(parents=True, exist_ok=True)
         with alone(out):
             if not claim(out, config): carry_out(config, out, data, detector, watching, legacy)
     for name in LEFTOVERS: (out / name).unlink(missing_ok=True)
@@ -286,7 +292,8 @@ def board(out,  # folder of the run
 
     def on_epoch(row):
         nonlocal writer
-        writer, rebuilt = writer or SummaryWriter(Path(out) / "tensorboard"), peek(detector, images)
+        with writing(Path(out) / "tensorboard"): writer = writer or SummaryWriter(Path(out) / "tensorboard")
+        rebuilt = peek(detector, images)
         heat = smooth(error_map(images, rebuilt), HEAT_SIGMA * detector.isize)[:, None]  # 1 is white: an error of half the range
         for name, pictures in dict(images=(images + 1) / 2, rebuilt=(rebuilt + 1) / 2, heat=heat).items():
             writer.add_images(name, pictures.clamp(0, 1), row["epoch"])

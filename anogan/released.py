@@ -2,7 +2,7 @@
 
 # %% auto #0
 __all__ = ['ANOTRANS_PARTS', 'ANOTRANS_PLACES', 'ANOTRANS_UNUSED', 'GANNEXT_PARTS', 'GANNEXT_PLACES', 'MODELS', 'PAPER_SIZES',
-           'unet_places', 'discriminator_places', 'released_name', 'fill', 'read_released', 'read_file',
+           'unet_places', 'discriminator_places', 'released_name', 'fill', 'read_released', 'read_file', 'known_sizes',
            'load_released']
 
 # %% ../nbs/19_released.ipynb #89597b41
@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
 from .anotrans import AnoTrans
 from .discriminator import Discriminator
@@ -87,7 +87,7 @@ MODELS = {  # name: how the released options build the generator, and the names 
     "skipganomaly": lambda c: ((g := SkipGANomaly(c["isize"], c["nc"], c["ngf"])), unet_places(len(g.up)), [], [])}
 
 # %% ../nbs/19_released.ipynb #7c434bd4
-def fill(network,  # one of our networks; filled in place
+def fill(network,  # one of our networks; filled in place; on the meta device it is only compared
          tensors: dict,  # released name, without its prefix -> tensor
          prefix: str,  # "netg" or "netd", for what the errors say
          places: list,  # rows (ours, released)
@@ -107,6 +107,7 @@ def fill(network,  # one of our networks; filled in place
     for name, t in tensors.items():
         if name not in shapes and not any(re.search(pattern, name) for pattern in unused):
             raise InputError(f"{prefix}.{name} of shape {tuple(t.shape)} was not expected: is this the right model, with the right sizes?")
+    if any(t.is_meta for t in own.values()): return
     network.load_state_dict({name: tensors[names[name]].reshape(t.shape) if names[name] in tensors else t for name, t in own.items()})
 
 # %% ../nbs/19_released.ipynb #275dba04
@@ -117,7 +118,8 @@ def read_released(source,  # path of a `.safetensors`, `.pth` or `.pt` file, or 
     else: tensors, sizes = read_file(Path(source))
     for key, t in tensors.items():
         if not (isinstance(key, str) and isinstance(t, torch.Tensor)):
-            raise InputError(f"the entry {key!r} of the released weights is {type(t).__name__}, not a tensor: pass a flat dict of names and tensors")
+            place = "the released weights" if isinstance(source, dict) else source
+            raise InputError(f"the entry {key!r} of {place} is {type(t).__name__}, not a tensor: pass a flat dict of names and tensors")
     return tensors, sizes
 
 # %% ../nbs/19_released.ipynb #7d6ec336
@@ -131,7 +133,7 @@ def read_file(path: Path,  # `.safetensors`, `.pth` or `.pt`
         try:
             with safe_open(path, "pt") as f:
                 return {key: f.get_tensor(key) for key in f.keys()}, json.loads((f.metadata() or {}).get("config", "{}"))
-        except (SafetensorError, ValueError) as e:
+        except Exception as e:
             raise InputError(f"{path} is not a whole safetensors file; download or write it again") from e
     try: tensors = torch.load(path, map_location="cpu", weights_only=True)  # noqa: TID251 (refuses everything but tensors)
     except Exception as e:
@@ -143,20 +145,32 @@ def read_file(path: Path,  # `.safetensors`, `.pth` or `.pt`
 PAPER_SIZES = dict(isize=32, patchsize=2, dim=64, ngf=64, ndf=64, nz=100, nc=3)  # GanNeXt's dim is 40
 
 # %% ../nbs/19_released.ipynb #8d23e6f4
+def known_sizes(sizes: dict,  # name -> whole number
+               ) -> dict:  # the same
+    "Raise one sentence where a size is unknown, no whole number, or beyond all reason."
+    if not isinstance(sizes, dict): raise InputError("the sizes are no table of names and whole numbers")
+    for name, value in sizes.items():
+        choose(name, PAPER_SIZES, "size")
+        if type(value) is not int or not 1 <= value <= 4096: raise InputError(f"{name} {str(value)[:80]} is no size: use whole numbers from 1 to 4096")
+    return sizes
+
+
 def load_released(source,  # path of a `.safetensors`, `.pth` or `.pt` file, or a dict of tensors; keys `netg.*` and `netd.*`, others are ignored
                   model: str,  # "anotrans", "gannext" or "skipganomaly"
                   **config,  # isize, patchsize, dim, ngf, ndf, nz, nc as in the released options; what a model has no use for is ignored
                  ) -> tuple:  # (generator, discriminator), in eval mode
     "Our networks with released weights in them; sizes that are not given are the file's own, or else the paper's."
     build = choose(model, MODELS, "model")
-    for name in config: choose(name, PAPER_SIZES, "size")
     tensors, sizes = read_released(source)
     tensors = {re.sub(r"^(module\.)?(net[gd])\.(module\.)?", r"\2.", key): t for key, t in tensors.items()}
-    c = PAPER_SIZES | ({"dim": 40} if model == "gannext" else {}) | sizes | config
-    with torch.random.fork_rng(devices=[]):  # the first, random weights are thrown away
-        generator, places, parts, unused = build(c)
-        discriminator = Discriminator(c["isize"], c["nc"], c["ndf"], c["nz"])
     def of(prefix): return {key[5:]: t for key, t in tensors.items() if key.startswith(prefix + ".")}
-    fill(generator, of("netg"), "netg", places, parts, unused)
-    fill(discriminator, of("netd"), "netd", discriminator_places(c["nc"], c["ndf"], len(discriminator.layers)))
+    try:
+        c = PAPER_SIZES | ({"dim": 40} if model == "gannext" else {}) | known_sizes(sizes) | known_sizes(config)
+        for device in ("meta", "cpu"):  # compared first: a file that states sizes which it does not hold costs no memory
+            with torch.random.fork_rng(devices=[]), torch.device(device):  # the first, random weights are thrown away
+                generator, places, parts, unused = build(c)
+                discriminator = Discriminator(c["isize"], c["nc"], c["ndf"], c["nz"])
+            fill(generator, of("netg"), "netg", places, parts, unused)
+            fill(discriminator, of("netd"), "netd", discriminator_places(c["nc"], c["ndf"], len(discriminator.layers)))
+    except InputError as e: raise e if isinstance(source, dict) else InputError(f"{source}: {e}") from e
     return generator.eval(), discriminator.eval()

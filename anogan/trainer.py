@@ -2,8 +2,8 @@
 
 # %% auto #0
 __all__ = ['TERMS', 'COLLAPSED', 'PUBLISHED', 'PAPERS', 'RECIPES', 'Recipe', 'find_recipe', 'sigmoid_loss', 'gan_losses',
-           'gan_step', 'epoch_seed', 'write_atomically', 'save_checkpoint', 'load_checkpoint', 'has_bf16',
-           'start_accelerator', 'Trainer']
+           'gan_step', 'epoch_seed', 'writing', 'write_atomically', 'enough_memory', 'fingerprint', 'save_checkpoint',
+           'kinds', 'adam_kinds', 'load_checkpoint', 'has_bf16', 'start_accelerator', 'Trainer']
 
 # %% ../nbs/10_trainer.ipynb #1d82d4c4
 """The loop: one readable step, an epoch of steps, and what is kept between epochs."""
@@ -16,6 +16,7 @@ from copy import deepcopy
 from csv import DictWriter
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
+from hashlib import sha256
 from io import StringIO
 from pathlib import Path
 
@@ -160,7 +161,9 @@ def epoch_seed(seed: int,  # of the run
 
 # %% ../nbs/10_trainer.ipynb #2e18b34b
 @contextmanager
-def _writing(path):
+def writing(path,  # what is written inside the bracket, for the sentence
+           ):
+    "Turn a full disk, a folder that takes no files, and the like into one sentence."
     try: yield
     except OSError as e:
         raise InputError(f"cannot write {path} ({e.strerror or e}): make room, or choose another folder") from e
@@ -172,7 +175,7 @@ def write_atomically(path,  # file to write, in a folder that is there
     "Write the whole file or leave the old one: to a neighbour first, then rename; a failure is an `InputError`."
     path = Path(path)
     part = path.with_name(path.name + ".part")
-    with _writing(path):
+    with writing(path):
         try:
             with open(part, "wb") as f:
                 f.write(content)
@@ -183,7 +186,27 @@ def write_atomically(path,  # file to write, in a folder that is there
             part.unlink(missing_ok=True)
             raise
 
+# %% ../nbs/10_trainer.ipynb #e961a7e1
+@contextmanager
+def enough_memory(x,  # (B, C, H, W) the images that are worked on inside the bracket
+                  smaller: str = "batch_size={}",  # what to set, with a place for the number of images to try
+                 ):
+    "Turn an allocation that failed into one sentence that says what to try."
+    try: yield
+    except (MemoryError, RuntimeError) as e:
+        if not isinstance(e, MemoryError) and not any(words in str(e) for words in ("out of memory", "allocate memory", "not enough memory")): raise
+        fewer = smaller.format(len(x) // 2) if len(x) > 3 else "a smaller network"
+        raise TrainingError(f"out of memory with {len(x)} images of {'×'.join(map(str, x.shape[1:]))} at once: use {fewer}, or a smaller isize") from e
+
 # %% ../nbs/10_trainer.ipynb #233c03fa
+def fingerprint(tensors: dict,  # name -> tensor, on the CPU
+               ) -> str:  # 64 hexadecimal digits
+    "SHA-256 of all values: one flipped bit on a disk would go on training unnoticed."
+    digest = sha256()
+    for _, t in sorted(tensors.items()): digest.update(t.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
 def save_checkpoint(path,  # file to write, `.safetensors`
                     modules: dict,  # name -> network
                     optimizers: dict,  # name -> optimizer
@@ -195,7 +218,23 @@ def save_checkpoint(path,  # file to write, `.safetensors`
         for i, state in optimizer.state_dict()["state"].items():
             tensors |= {f"{name}/{i}/{key}": t for key, t in state.items()}
     tensors = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
-    write_atomically(path, save(tensors, metadata={"facts": json.dumps(facts)}))
+    write_atomically(path, save(tensors, metadata={"facts": json.dumps(facts), "sha256": fingerprint(tensors)}))
+
+# %% ../nbs/10_trainer.ipynb #a0323813
+def kinds(tensors: dict,  # name -> tensor
+         ) -> dict:  # name -> shape and number format, as text
+    "What two sets of tensors must have in common, so that one can be put into the place of the other."
+    return {name: f"{tuple(t.shape)} {str(t.dtype).removeprefix('torch.')}" for name, t in tensors.items()}
+
+
+def adam_kinds(name: str,  # of an Adam in a checkpoint
+               optimizer,  # the Adam that is to be filled
+               found: dict,  # `kinds` of the checkpoint
+              ) -> dict:  # the `kinds` it needs: three tensors for every weight, or none where the weight was never moved
+    "What a checkpoint has to hold of one optimizer."
+    weights = [p for group in optimizer.param_groups for p in group["params"]]
+    moved = {i: p for i, p in enumerate(weights) if any(f"{name}/{i}/{key}" in found for key in ("step", "exp_avg", "exp_avg_sq"))}
+    return kinds({f"{name}/{i}/{key}": torch.zeros(()) if key == "step" else p for i, p in moved.items() for key in ("step", "exp_avg", "exp_avg_sq")})
 
 # %% ../nbs/10_trainer.ipynb #49304907
 def _laid_out_like(weight, t):
@@ -210,15 +249,18 @@ def load_checkpoint(path,  # file written by `save_checkpoint`
     "Put a checkpoint back into networks and optimizers; a file that does not fit is an `InputError` and changes nothing."
     try:
         with safe_open(path, "pt") as f:
-            facts, tensors = json.loads(f.metadata()["facts"]), {key: f.get_tensor(key) for key in f.keys()}
+            notes, tensors = f.metadata(), {key: f.get_tensor(key) for key in f.keys()}
+        facts = json.loads(notes["facts"])
+        if notes.get("sha256", fingerprint(tensors)) != fingerprint(tensors): raise ValueError("its values are not those that were saved")
     except Exception as e:
         raise InputError(f"{path} is not a whole checkpoint of this run ({type(e).__name__}); delete it to start afresh") from e
-    shapes = {key: tuple(t.shape) for key, t in tensors.items() if key.split("/")[0] in modules}
-    wanted = {f"{name}/{key}": tuple(t.shape) for name, module in modules.items() for key, t in module.state_dict().items()}
-    for key in sorted(wanted.keys() | shapes.keys()):
-        if wanted.get(key) != shapes.get(key):
-            raise InputError(f"{path} is not a checkpoint of these networks ({key} has the shape {shapes.get(key)}, not {wanted.get(key)}); "
+    found, wanted = kinds(tensors), kinds({f"{name}/{key}": t for name, module in modules.items() for key, t in module.state_dict().items()})
+    for name, optimizer in optimizers.items(): wanted |= adam_kinds(name, optimizer, found)
+    for key in sorted(wanted.keys() | {key for key in found if key.split("/")[0] in modules.keys() | optimizers.keys()}):
+        if wanted.get(key) != found.get(key):
+            raise InputError(f"{path} is not a checkpoint of these networks ({key} is {found.get(key)}, not {wanted.get(key)}); "
                              "build them as they were, or delete it to start afresh")
+        if not tensors[key].isfinite().all(): raise InputError(f"{path} holds values in {key} that are not finite; delete it to start afresh")
     for name, module in modules.items():
         module.load_state_dict({key.split("/", 1)[1]: t for key, t in tensors.items() if key.startswith(name + "/")})
     for name, optimizer in optimizers.items():
@@ -363,10 +405,11 @@ class Trainer:
              x,  # (B, C, H, W) images in [-1, 1], on the device
             ) -> dict:  # detached losses
         "Corrupt, then one `gan_step` in the chosen number format."
-        x_in = coarse_noise(x, self.recipe.noise)
-        if self.recipe.fixed_noise: x_in = x_in + self.recipe.fixed_noise * self.fixed_noise(x)
-        return gan_step(self.networks["generator"], self.networks["discriminator"], *self.optimizers.values(), x, x_in, self.recipe,
-                        self.accelerator, self.networks.get("projection"))
+        with enough_memory(x):
+            x_in = coarse_noise(x, self.recipe.noise)
+            if self.recipe.fixed_noise: x_in = x_in + self.recipe.fixed_noise * self.fixed_noise(x)
+            return gan_step(self.networks["generator"], self.networks["discriminator"], *self.optimizers.values(), x, x_in, self.recipe,
+                            self.accelerator, self.networks.get("projection"))
 
     def fixed_noise(self,
                     x,  # (B, C, H, W) a batch
@@ -406,10 +449,14 @@ class Trainer:
     def resume(self):
         "Make the folder, and go on from its checkpoint, where there is one."
         if self.folder is None: return
-        with _writing(self.folder): self.folder.mkdir(parents=True, exist_ok=True)
+        with writing(self.folder): self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / "checkpoint.safetensors"
         if not path.exists(): return
-        known = load_checkpoint(path, {}, {}).get("run", {})
+        facts = load_checkpoint(path, {}, {})
+        known, history = (facts.get(name) for name in ("run", "history")) if isinstance(facts, dict) else (None, None)
+        table = isinstance(history, list) and history and all(isinstance(row, dict) and row.keys() == history[0].keys() for row in history)
+        if not (isinstance(known, dict) and table):
+            raise InputError(f"{path} does not say what run it belongs to; delete it to start afresh")
         for name, value in self.facts().items():
             if known.get(name) != value:
                 raise InputError(f"{path} belongs to another run ({name} {known.get(name)!r}, not {value!r}); "
