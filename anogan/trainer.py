@@ -197,12 +197,12 @@ def save_checkpoint(path,  # file to write, `.safetensors`
     tensors = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
     write_atomically(path, save(tensors, metadata={"facts": json.dumps(facts)}))
 
-# %% ../nbs/10_trainer.ipynb #49304907
+# %% ../nbs/10_trainer.ipynb #6d61f1ec
 def _laid_out_like(weight, t):
     "`t` in the order in memory of `weight`, where it has a number for each of its numbers: fused Adam pairs them by their place."
     return torch.empty_like(weight, dtype=t.dtype, device=t.device).copy_(t) if t.shape == weight.shape else t
 
-
+# %% ../nbs/10_trainer.ipynb #49304907
 def load_checkpoint(path,  # file written by `save_checkpoint`
                     modules: dict,  # name -> network, filled in place
                     optimizers: dict,  # name -> optimizer, filled in place
