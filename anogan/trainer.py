@@ -7,10 +7,7 @@ __all__ = ['TERMS', 'COLLAPSED', 'PUBLISHED', 'PAPERS', 'RECIPES', 'Recipe', 'fi
 
 # %% ../nbs/10_trainer.ipynb #1d82d4c4
 """The loop: one readable step, an epoch of steps, and what is kept between epochs."""
-import json
-import math
-import os
-import time
+import json, math, os, time
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from csv import DictWriter
@@ -236,12 +233,12 @@ def adam_kinds(name: str,  # of an Adam in a checkpoint
     moved = {i: p for i, p in enumerate(weights) if any(f"{name}/{i}/{key}" in found for key in ("step", "exp_avg", "exp_avg_sq"))}
     return kinds({f"{name}/{i}/{key}": torch.zeros(()) if key == "step" else p for i, p in moved.items() for key in ("step", "exp_avg", "exp_avg_sq")})
 
-# %% ../nbs/10_trainer.ipynb #49304907
+# %% ../nbs/10_trainer.ipynb #27610e89
 def _laid_out_like(weight, t):
     "`t` in the order in memory of `weight`, where it has a number for each of its numbers: fused Adam pairs them by their place."
     return torch.empty_like(weight, dtype=t.dtype, device=t.device).copy_(t) if t.shape == weight.shape else t
 
-
+# %% ../nbs/10_trainer.ipynb #49304907
 def load_checkpoint(path,  # file written by `save_checkpoint`
                     modules: dict,  # name -> network, filled in place
                     optimizers: dict,  # name -> optimizer, filled in place
