@@ -237,7 +237,7 @@ def carry_out(config: RunConfig,  # what to run
     with writing(out / "picture.png"): result_figure(detector, data.test, scores, verdict(metrics)).savefig(out / "picture.png", dpi=110)
     write_json(out / "metrics.json", metrics)
 
-# %% ../nbs/16_experiments.ipynb #3cfecdda
+# %% ../nbs/16_experiments.ipynb #f55ea6ec
 LEFTOVERS = ("checkpoint.safetensors", "legacy.json")  # of a run on its way; a finished one does not need them
 
 
@@ -251,7 +251,7 @@ def read_metrics(out,  # folder of a run
         raise InputError(f"{path} is damaged: delete it, and the same command measures again")
     return metrics
 
-
+# %% ../nbs/16_experiments.ipynb #3cfecdda
 def run(config: RunConfig,  # what to run
         out,  # folder for the results; resumed where this run was cut short there
         progress: bool = True,  # show a progress bar

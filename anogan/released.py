@@ -144,7 +144,7 @@ def read_file(path: Path,  # `.safetensors`, `.pth` or `.pt`
 # %% ../nbs/19_released.ipynb #d5d2a6d5
 PAPER_SIZES = dict(isize=32, patchsize=2, dim=64, ngf=64, ndf=64, nz=100, nc=3)  # GanNeXt's dim is 40
 
-# %% ../nbs/19_released.ipynb #8d23e6f4
+# %% ../nbs/19_released.ipynb #6affb181
 def known_sizes(sizes: dict,  # name -> whole number
                ) -> dict:  # the same
     "Raise one sentence where a size is unknown, no whole number, or beyond all reason."
@@ -154,7 +154,7 @@ def known_sizes(sizes: dict,  # name -> whole number
         if type(value) is not int or not 1 <= value <= 4096: raise InputError(f"{name} {str(value)[:80]} is no size: use whole numbers from 1 to 4096")
     return sizes
 
-
+# %% ../nbs/19_released.ipynb #8d23e6f4
 def load_released(source,  # path of a `.safetensors`, `.pth` or `.pt` file, or a dict of tensors; keys `netg.*` and `netd.*`, others are ignored
                   model: str,  # "anotrans", "gannext" or "skipganomaly"
                   **config,  # isize, patchsize, dim, ngf, ndf, nz, nc as in the released options; what a model has no use for is ignored

@@ -7,10 +7,7 @@ __all__ = ['TERMS', 'COLLAPSED', 'PUBLISHED', 'PAPERS', 'RECIPES', 'Recipe', 'fi
 
 # %% ../nbs/10_trainer.ipynb #1d82d4c4
 """The loop: one readable step, an epoch of steps, and what is kept between epochs."""
-import json
-import math
-import os
-import time
+import json, math, os, time
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from csv import DictWriter
