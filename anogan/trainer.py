@@ -117,6 +117,15 @@ def gan_losses(x,  # (B, C, H, W) real images in [-1, 1]
     loss_d = d_real + d_fake + (lat if recipe.latent_in_d else 0)
     return dict(loss_g=loss_g, adv=adv, con=con, lat=lat, loss_d=loss_d, d_real=d_real, d_fake=d_fake)
 
+# %% ../nbs/10_trainer.ipynb #5d1e9b20
+def _backward_d(losses, discriminator, opt_d, backward):
+    "The gradients of D: its loss in all its layers; where it has a second task that shapes them, in the last layer only."
+    weights = [p for group in opt_d.param_groups for p in group["params"]]
+    if "contrast" not in losses: return backward(losses["loss_d"], inputs=weights)
+    last = {id(p) for p in discriminator.classify.parameters()}
+    backward(losses["loss_d"], inputs=[p for p in weights if id(p) in last])
+    backward(losses["contrast"], inputs=[p for p in weights if id(p) not in last])
+
 # %% ../nbs/10_trainer.ipynb #cf7d7e9e
 def gan_step(generator,  # (B, C, H, W) to (B, C, H, W)
              discriminator,  # (B, C, H, W) to (logits (B,), features (B, nz))
@@ -140,12 +149,7 @@ def gan_step(generator,  # (B, C, H, W) to (B, C, H, W)
     opt_g.zero_grad(), opt_d.zero_grad()
     backward(losses["loss_g"], inputs=[*generator.parameters()], retain_graph=True)
     if recipe.latent_in_d: backward(losses["lat"], inputs=[*generator.parameters()], retain_graph=True)  # D's backward pass reaches G
-    weights = [p for group in opt_d.param_groups for p in group["params"]]
-    if recipe.contrast:
-        last = [*discriminator.classify.parameters()]
-        backward(losses["loss_d"], inputs=last)
-        backward(views, inputs=[p for p in weights if all(p is not q for q in last)])
-    else: backward(losses["loss_d"], inputs=weights)
+    _backward_d(losses, discriminator, opt_d, backward)
     opt_g.step(), opt_d.step()
     return {name: loss.detach() for name, loss in losses.items()}
 

@@ -126,3 +126,10 @@ def test_the_readers_copy_has_a_stub_and_a_folded_solution():
     assert check.source == "assert double(2) == 4" and folded.source.startswith("<details>") and "    y = x + x\n    return y\n" in folded.source
     assert "SOLUTION" not in task.source + folded.source
     with pytest.raises(AssertionError, match="not followed"): readers_copy(made(EXERCISE))
+
+
+@pytest.mark.parametrize("notebook", [path for path in NOTEBOOKS if path.stem != "index"], ids=lambda path: path.stem)
+def test_every_chapter_has_two_exercises_with_hints(notebook):
+    cells = nbformat.read(notebook, 4).cells
+    assert len(list(exercises(cells))) >= 2
+    assert sum(cell.source.count("<summary>Hint") for cell in cells if cell.cell_type == "markdown") == len(list(exercises(cells)))
