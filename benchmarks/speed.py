@@ -172,7 +172,7 @@ def now(device):
 
 
 def convolution_backward(grad, x, weight, bias, stride, padding, dilation, transposed, out_padding, groups, mask, out_shape=None):
-    "FLOPs of a convolution's two gradients; PyTorch's own count is wrong where there are groups (chapter 10)."
+    "FLOPs of a convolution's two gradients; PyTorch's own count is wrong where there are groups (chapter 11)."
     batch, _, *places = x if transposed else grad
     return 2 * batch * prod(places) * prod(weight) * sum(mask[:2])
 

@@ -2,7 +2,7 @@
 
 A golden file holds a released network's random weights and what the released code computed from them. Training is compared twice.
 In double precision no processor matters: outputs and gradients to 1e-4, the losses of three steps and the outputs after them to 1e-3.
-In float32, as the files were written, AnoTrans cannot be held to that: its random weights multiply rounding so much (chapter 19) that runs
+In float32, as the files were written, AnoTrans cannot be held to that: its random weights multiply rounding so much (chapter 20) that runs
 which begin one part in ten million apart end with single pixels 70 % apart, and norms of gradients and late losses differ by a few in 10,000.
 For the same reason its output after three steps is compared by its mean deviation; 1e-3 there takes a machine that rounds as the files' did.
 """
