@@ -499,6 +499,7 @@ def read_elpv(place: Path,  # the folder with its files
     outside = [file for file, *_ in rows if os.path.isabs(file) or os.path.normpath(file).startswith("..")]
     if outside: raise InputError(f"{table} names {outside[0]!r}, which lies outside of its folder: name files below {place}")
     rows = [row for row in rows if row[1] in (0, 1) and row[2] in kinds[category]]
+    if not any(p == 0 for _, p, _ in rows): raise InputError(f"{table} names no normal image, of probability 0: add some lines")
     ids, targets, kind = [row[0] for row in rows], np.array([int(row[1]) for row in rows], int), np.array([row[2] for row in rows])
     normal, in_test = np.flatnonzero(targets == 0), targets == 1
     in_test[normal[stratified(kind[normal], round(0.2 * len(normal)), seed)]] = True

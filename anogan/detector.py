@@ -331,4 +331,7 @@ class Detector(BaseDetector):
         if remembered: detector.memory = Memory(remembered)
         detector.threshold, detector.weights, detector.heat_scale = facts["threshold"], facts["weights"], facts["heat_scale"]
         detector.calibration = Calibration(**facts["calibration"]) if facts["calibration"] else None
+        grey = torch.zeros(1, detector.channels, detector.isize, detector.isize)
+        if not (detector.score(grey).isfinite().all() and detector.heatmap(grey).isfinite().all()):
+            raise InputError("it gives a grey image a score or a heat map that is not finite")
         return detector
