@@ -242,12 +242,9 @@ def _laid_out_like(weight, t):
     "`t` in the order in memory of `weight`, where it has a number for each of its numbers: fused Adam pairs them by their place."
     return torch.empty_like(weight, dtype=t.dtype, device=t.device).copy_(t) if t.shape == weight.shape else t
 
-# %% ../nbs/11_trainer.ipynb #49304907
-def load_checkpoint(path,  # file written by `save_checkpoint`
-                    modules: dict,  # name -> network, filled in place
-                    optimizers: dict,  # name -> optimizer, filled in place
-                   ) -> dict:  # the facts saved with it
-    "Put a checkpoint back into networks and optimizers; a file that does not fit is an `InputError` and changes nothing."
+
+def _whole_checkpoint(path):
+    "Facts and tensors of a checkpoint, or an `InputError` where it is not whole."
     try:
         with safe_open(path, "pt") as f:
             notes, tensors = f.metadata(), {key: f.get_tensor(key) for key in f.keys()}
@@ -255,6 +252,15 @@ def load_checkpoint(path,  # file written by `save_checkpoint`
         if notes.get("sha256", fingerprint(tensors)) != fingerprint(tensors): raise ValueError("its values are not those that were saved")
     except Exception as e:
         raise InputError(f"{path} is not a whole checkpoint of this run ({type(e).__name__}); delete it to start afresh") from e
+    return facts, tensors
+
+# %% ../nbs/11_trainer.ipynb #49304907
+def load_checkpoint(path,  # file written by `save_checkpoint`
+                    modules: dict,  # name -> network, filled in place
+                    optimizers: dict,  # name -> optimizer, filled in place
+                   ) -> dict:  # the facts saved with it
+    "Put a checkpoint back into networks and optimizers; a file that does not fit is an `InputError` and changes nothing."
+    facts, tensors = _whole_checkpoint(path)
     found, wanted = kinds(tensors), kinds({f"{name}/{key}": t for name, module in modules.items() for key, t in module.state_dict().items()})
     for name, optimizer in optimizers.items(): wanted |= adam_kinds(name, optimizer, found)
     for key in sorted(wanted.keys() | {key for key in found if key.split("/")[0] in modules.keys() | optimizers.keys()}):
