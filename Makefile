@@ -25,7 +25,7 @@ demo: $(CORE) ## train both models on digits with 8 as the defect, beside the ba
 test: $(DEV) ## all that CI checks: lint, fresh, then pytest, which runs every notebook too
 	@$(MAKE) --no-print-directory lint
 	@$(MAKE) --no-print-directory fresh
-	$(BIN)/python -m pytest -n logical --cov
+	$(BIN)/python -m pytest -n logical --dist worksteal --cov
 
 DEVICE := cpu
 

@@ -31,7 +31,8 @@ def nearest_in_place(seen: torch.Tensor,  # (P, B, F) new features at P places
                     ) -> torch.Tensor:  # (P, B) float64, ≥ 0
     "Mean Euclidean distance to the k nearest at each place: candidates by a matrix product, their distances by differences."
     places, n, _ = known.shape
-    rough = known.square().sum(2)[:, None] - 2 * seen @ known.transpose(1, 2)  # squared distance less |seen|²
+    middle = known.mean(dim=1, keepdim=True)  # what all have in common would only cost digits
+    rough = (known - middle).square().sum(2)[:, None] - 2 * (seen - middle) @ (known - middle).transpose(1, 2)  # squared distance, less |seen - middle|²
     found = rough.topk(min(k + SPARE, n), largest=False).indices + n * torch.arange(places)[:, None, None]
     gap = seen[:, :, None].double() - known.flatten(0, 1)[found].double()
     return gap.square().sum(3).sqrt().topk(min(k, n), largest=False).values.mean(2)

@@ -154,6 +154,11 @@ def known_sizes(sizes: dict,  # name -> whole number
         if type(value) is not int or not 1 <= value <= 4096: raise InputError(f"{name} {str(value)[:80]} is no size: use whole numbers from 1 to 4096")
     return sizes
 
+
+def _sizes_among(stated):
+    "The sizes among all that a file states about itself."
+    return {name: value for name, value in stated.items() if name in PAPER_SIZES} if isinstance(stated, dict) else stated
+
 # %% ../nbs/20_released.ipynb #8d23e6f4
 def load_released(source,  # path of a `.safetensors`, `.pth` or `.pt` file, or a dict of tensors; keys `netg.*` and `netd.*`, others are ignored
                   model: str,  # "anotrans", "gannext" or "skipganomaly"
@@ -165,7 +170,7 @@ def load_released(source,  # path of a `.safetensors`, `.pth` or `.pt` file, or 
     tensors = {re.sub(r"^(module\.)?(net[gd])\.(module\.)?", r"\2.", key): t for key, t in tensors.items()}
     def of(prefix): return {key[5:]: t for key, t in tensors.items() if key.startswith(prefix + ".")}
     try:
-        c = PAPER_SIZES | ({"dim": 40} if model == "gannext" else {}) | known_sizes(sizes) | known_sizes(config)
+        c = PAPER_SIZES | ({"dim": 40} if model == "gannext" else {}) | known_sizes(_sizes_among(sizes)) | known_sizes(config)
         for device in ("meta", "cpu"):  # compared first: a file that states sizes which it does not hold costs no memory
             with torch.random.fork_rng(devices=[]), torch.device(device):  # the first, random weights are thrown away
                 generator, places, parts, unused = build(c)

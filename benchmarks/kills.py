@@ -9,6 +9,7 @@ import csv
 import json
 import platform
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,8 @@ device = "cpu"
 def start(line, out):
     "The command line in a process of its own, which leads a group of its own."
     command = [sys.executable, "-c", "from anogan.cli import main; main()", *line.split(), "--out", str(out)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True)
+    def hear_ctrl_c(): signal.signal(signal.SIGINT, signal.SIG_DFL)  # what runs in the background is often started deaf to it
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=hear_ctrl_c)
 
 
 def finish(child):

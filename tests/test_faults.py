@@ -110,6 +110,7 @@ def test_training_without_memory_says_what_to_try_and_leaves_the_networks_as_the
 def test_scoring_without_memory_says_how_many_images_to_try(monkeypatch):
     detector = fitted("gannext")
     monkeypatch.setattr(detector.generator, "forward", raising(OUT[0]))
+    monkeypatch.setattr(detector.discriminator, "feature_maps", raising(OUT[0]))  # all that a score of the memory runs
     for use in (detector.score, detector.heatmap, detector.reconstruct):
         with pytest.raises(AnoganError, match="with 24 images of 1×32×32 at once: use no more than 12 images at a time"): use(noise(24))
     with pytest.raises(AnoganError, match="use a smaller network, or a smaller isize"): detector.score(noise(1))
