@@ -213,3 +213,14 @@ def test_the_commands_of_the_readme_are_understood():
 def test_links_of_the_readme_lead_somewhere():
     targets = re.findall(r"\]\(([^)#\s]+)", (ROOT / "README.md").read_text(encoding="utf-8"))
     none([target for target in targets if not re.match(r"[a-z]+:", target) and not (ROOT / target).exists()])
+
+
+@pytest.mark.parametrize("name, said", [("digits", "digits"), ("elpv", "solar cells"), ("fashion_mnist", "Fashion-MNIST")])
+def test_the_table_of_the_readme_is_that_of_the_results(name, said):
+    rows = json.loads((ROOT / "results" / f"{name}.json").read_text(encoding="utf-8"))["rows"]
+    columns = [[row["auroc"] for row in rows], *([row["terms"][term] for row in rows] for term in ("rec", "lat")),
+               *([row["baselines"][b] for row in rows] for b in ("knn", "pca"))]
+    line = next(line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith(f"| {said}") and "±" in line)
+    cells = [cell.strip() for cell in line.split("|")[4:-1]]
+    expected = [f"{statistics.mean(column):.3f} ± {statistics.stdev(column):.3f}" for column in columns]
+    assert [cell in (full, full.split(" ± ")[0]) for cell, full in zip(cells, expected, strict=True)] == [True] * 5
