@@ -54,9 +54,9 @@ MUTANTS = [  # (module, what stands there, what is planted)
 TESTS = dict(losses=["test_losses.py"], scoring=["test_scoring.py"], evaluation=["test_evaluation.py"], data=["test_data.py", "test_fuzz.py"])
 
 
-def planted(number, folder):
+def planted(fault, folder):
     "A copy of package and tests with one fault in it."
-    module, old, new = MUTANTS[number]
+    module, old, new = fault
     for name in ("anogan", "tests", "settings.ini", "pyproject.toml"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)
@@ -66,11 +66,16 @@ def planted(number, folder):
     path.write_text(source.replace(old, new, 1), encoding="utf-8")
 
 
-def caught(number, seconds=900):
+def no_fault(module):
+    "A change that changes nothing: with it, the tests of the copy have to pass, or they would seem to notice everything."
+    return module, '"""', '"""'
+
+
+def caught(fault, seconds=900):
     "Whether the tests of the module fail with the fault in it; a time-out counts as noticed."
-    module = MUTANTS[number][0]
+    module = fault[0]
     with tempfile.TemporaryDirectory() as place:
-        planted(number, Path(place))
+        planted(fault, Path(place))
         paths = [name for name in os.environ.get("PYTHONPATH", "").split(os.pathsep) if name and Path(name) != ROOT]
         environment = os.environ | dict(PYTHONPATH=os.pathsep.join([place, *paths]), OMP_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *(f"tests/{name}" for name in TESTS[module])]
@@ -87,8 +92,10 @@ def main():
     parser.add_argument("--out", type=Path, default=ROOT / "docs/mutants.json")
     args = parser.parse_args()
     rows, start = [], perf_counter()
+    for module in dict.fromkeys(MUTANTS[number][0] for number in args.only):
+        assert not caught(no_fault(module))[0], f"the tests of {module} fail without any fault: mend them first"
     for number in args.only:
-        (noticed, by), (module, old, new) = caught(number), MUTANTS[number]
+        (noticed, by), (module, old, new) = caught(MUTANTS[number]), MUTANTS[number]
         rows.append(dict(number=number, module=module, old=old.strip(), new=new.strip(), caught=noticed, by=by))
         print(f"{'caught ' if noticed else 'MISSED '} {number:2} {module}: {new.strip()} {by}", flush=True)
         share = sum(row["caught"] for row in rows) / len(rows)

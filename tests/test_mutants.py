@@ -10,7 +10,8 @@ import mutants
 
 @pytest.mark.parametrize("number", [0, 8])
 def test_a_planted_fault_is_noticed(number):
-    assert mutants.caught(number)[0]
+    fault = mutants.MUTANTS[number]
+    assert mutants.caught(fault)[0] and not mutants.caught(mutants.no_fault(fault[0]))[0]
 
 
 def test_every_planted_fault_has_its_place():
