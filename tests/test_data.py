@@ -336,6 +336,12 @@ def test_test_normals_do_not_depend_on_the_abnormal_class():
     for k, found in zip((3, 8), normals[1:]): assert found == {i for i in normals[0] if digit[i] != k}
 
 
+def test_n_train_keeps_the_groups_in_proportion():
+    strata = np.repeat([0, 1], [60, 30])  # sorted: the first images alone would be of one group
+    train, _, _ = split(np.zeros(90), np.zeros(90, bool), strata, val_fraction=0, n_train=30)
+    assert np.bincount(strata[train]).tolist() == [20, 10]
+
+
 def test_n_train_is_nested_and_leaves_the_rest_alone():
     full, big, small = (load_dataset("digits", 8, isize=8, n_train=n) for n in (None, 400, 100))
     assert set(small.train.ids) < set(big.train.ids) < set(full.train.ids) and (len(small.train), len(big.train)) == (100, 400)

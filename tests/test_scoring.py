@@ -184,3 +184,9 @@ def test_sigma_zero_returns_the_maps():
 def test_maps_and_sigmas_that_make_no_sense_are_refused_in_one_sentence(maps, sigma, says):
     with pytest.raises(InputError, match=says) as e: smooth(maps, sigma)
     assert "\n" not in str(e.value)
+
+
+def test_an_error_counts_by_its_square_and_the_published_mix_is_nine_to_one():
+    x, fake = torch.zeros(1, 2, 1, 1), torch.tensor([0.5, 1.0]).reshape(1, 2, 1, 1)
+    assert error_map(x, fake).item() == pytest.approx((0.25 + 1) / 2) and reconstruction_error(x, fake).item() == pytest.approx(0.625)
+    assert join_terms(dict(rec=torch.ones(1), lat=torch.zeros(1))).item() == pytest.approx(0.9)
