@@ -43,7 +43,7 @@ class GanNeXt(nn.Module):
         self.up = nn.ModuleList(Upsample(dim * 2**(i + 1)) for i in range(len(depths)))
         self.fuse = nn.ModuleList(FuseMaps(dim * 2**i) for i in range(len(depths)))
         self.decoder = nn.ModuleList(blocks(i, n) for i, n in enumerate(depths))
-        self.out = nn.Sequential(nn.ConvTranspose2d(dim, 2 * dim, kernel_size=2, stride=2), nn.Conv2d(2 * dim, channels, kernel_size=1))
+        self.out = nn.Sequential(Upsample(dim, 2 * dim), nn.Conv2d(2 * dim, channels, kernel_size=1))
 
     def encode(self,
                x,  # (B, channels, s, s) images in [-1, 1]

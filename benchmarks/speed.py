@@ -18,6 +18,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import ExitStack
+from itertools import chain, repeat
 from math import log, prod
 from pathlib import Path
 from statistics import linear_regression, median
@@ -243,7 +244,7 @@ def profile_once(generator, discriminator, work, device):
             return result
         return wrapper
 
-    losses = iter(("backward of G's loss", "backward of D's loss"))
+    losses = chain(["backward of G's loss"], repeat("backward of D's losses"))
     with ExitStack() as stack:
         for owner, name, part in ((generator, "forward", "G forward"), (discriminator, "forward", "D forward"), (torch.optim.Adam, "step", "Adam"),
                                   (torch.Tensor, "backward", lambda: next(losses))):

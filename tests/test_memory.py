@@ -23,11 +23,17 @@ def critic():
 def memory(critic): return Memory.fit(critic, IMAGES[:80].split(32))
 
 
-@pytest.mark.parametrize("k", [1, 5, 200])
+@pytest.mark.parametrize("k", [1, 5, 2000])
 def test_nearest_is_scikit_learns(k):
-    new, known = torch.randn(7, 3, dtype=torch.float64), torch.randn(9, 3, dtype=torch.float64)
-    oracle = NearestNeighbors(n_neighbors=min(k, 9)).fit(known).kneighbors(new)[0].mean(axis=1)
-    torch.testing.assert_close(nearest(new, known, k), torch.from_numpy(oracle))
+    new, known = torch.randn(70, 30), torch.randn(1500, 30).half()
+    oracle = NearestNeighbors(n_neighbors=min(k, 1500)).fit(known.double()).kneighbors(new.double())[0].mean(axis=1)
+    torch.testing.assert_close(nearest(new, known, k), torch.from_numpy(oracle).float(), rtol=1e-6, atol=1e-6)
+
+
+def test_nearest_measures_by_differences():
+    "Far from the origin, where products of float32 numbers would be off by more than the distances themselves."
+    steps = torch.arange(9.0)[:, None] * torch.tensor([0.1, 0.0])
+    torch.testing.assert_close(nearest(torch.tensor([[999.9, 0.0]]), torch.tensor([1000.0, 0.0]) + steps, 2), torch.tensor([0.15]), rtol=1e-3, atol=0)
 
 
 def test_the_terms_are_the_feature_the_map_and_its_places(critic, memory):
