@@ -59,7 +59,7 @@ def test_candidates_by_a_product_measured_by_differences(k, m, offset):
     seen, known = (offset + torch.randn(4, n, 24, generator=random) for n in (7, m))
     seen[:, 0] = known[:, 0]  # seen before: the nearest is itself
     found = nearest_in_place(seen, known, k)
-    torch.testing.assert_close(found, torch.stack([nearest(s, r, k) for s, r in zip(seen, known)]), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found.float(), torch.stack([nearest(s, r, k) for s, r in zip(seen, known)]), rtol=1e-6, atol=1e-6)
     if k == 1: assert found[:, 0].tolist() == [0.0] * 4
 
 
