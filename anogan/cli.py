@@ -4,12 +4,11 @@
 __all__ = ['app', 'Out', 'Dataset', 'AbnormalClass', 'Category', 'Root', 'NTrain', 'ISize', 'Channels', 'Model', 'Size',
            'RecipeName', 'Dim', 'PatchSize', 'Ngf', 'Ndf', 'Nz', 'Epochs', 'BatchSize', 'Seed', 'Rate', 'WAdv', 'WCon',
            'WLat', 'Device', 'Precision', 'Legacy', 'Display', 'GridFile', 'Datasets', 'Classes', 'Models', 'Recipes',
-           'Seeds', 'Jobs', 'Backend', 'Scheduler', 'in_one_sentence', 'train', 'names', 'experiment', 'report',
-           'score', 'export', 'data', 'main']
+           'Seeds', 'Jobs', 'Backend', 'Scheduler', 'Scores', 'SkipBad', 'in_one_sentence', 'train', 'names',
+           'experiment', 'report', 'score', 'export', 'data', 'main']
 
 # %% ../nbs/18_cli.ipynb #fef8fa9e
 """The command line: `anogan train`, `anogan experiment`, `anogan report`, `anogan score`, `anogan export`, `anogan data`. It holds no logic of its own."""
-import json
 import sys
 from dataclasses import replace
 from functools import wraps
@@ -35,7 +34,7 @@ def in_one_sentence(command,  # a function of the command line
             print(f"anogan: {e}", file=sys.stderr)
             raise typer.Exit(1 if isinstance(e, TrainingError) else 2)
         except KeyboardInterrupt:
-            print("anogan: stopped; the same command goes on from the last whole epoch", file=sys.stderr)
+            print("anogan: stopped; the same command goes on with what its --out holds", file=sys.stderr)
             raise typer.Exit(130)
     return wrapped
 
@@ -141,22 +140,35 @@ def report(
     from anogan.report import write_report
     print(f"report in {write_report(sweep)}")
 
+# %% ../nbs/18_cli.ipynb #62af3207
+Scores = Annotated[Optional[Path], typer.Option("--out", help="append the lines to this file; the same command again goes on where it was stopped")]
+SkipBad = Annotated[bool, typer.Option("--skip-bad", help="go on past files that are no readable images: each gets a line with its error")]
+
 # %% ../nbs/18_cli.ipynb #f5afc281
 @app.command()
 @in_one_sentence
 def score(
     run: Annotated[Path, typer.Argument(help="folder that `anogan train` or `Detector.save` wrote")],
     images: Annotated[list[Path], typer.Argument(help="image files, or folders of them")],
-    device: Device = "auto",
+    out: Scores = None, skip_bad: SkipBad = False, device: Device = "auto",
 ):
     "Score images: one JSON line each, with path, score and abnormal (true above the threshold)."
-    from anogan.data import load_images
-    from anogan.detector import Detector
-    detector = Detector.load(run, device)
-    files = load_images(images, detector.isize, detector.channels)
-    for path, value in zip(files.ids, detector.score(files).tolist()):
-        row = dict(path=path, score=value, abnormal=value > detector.threshold)
-        print(json.dumps(row, ensure_ascii=not path.isprintable()))  # a name that is no UTF-8 is escaped
+    from tqdm import tqdm
+
+    from anogan.data import list_files
+    from anogan.detector import Detector, json_line
+    def say(text): tqdm.write(f"anogan: {text}", file=sys.stderr)
+    detector, files, bad = Detector.load(run, device), list_files(images), 0
+    left = detector.left_to_score(files, out) if out else files
+    if len(left) < len(files): say(f"{len(files) - len(left)} of {len(files)} images have a line in {out} already")
+    rows = detector.append_scores(left, out, skip_bad) if out else detector.score_files(left, skip_bad)
+    hidden = None if out or not sys.stdout.isatty() else True  # None: where standard error is no terminal
+    for row in tqdm(rows, total=len(files), initial=len(files) - len(left), unit="image", disable=hidden):
+        if not out: print(json_line(row), flush=True)
+        if "error" in row: say(row["error"])
+        bad += "error" in row
+    if bad: say(f"{bad} of {len(files)} images could not be read and have no score")
+    if bad == len(files): raise typer.Exit(2)
 
 # %% ../nbs/18_cli.ipynb #a4a867ba
 @app.command()

@@ -2,10 +2,10 @@
 
 # %% auto #0
 __all__ = ['SUFFIXES', 'MEMORY_LIMIT', 'WORKERS', 'FASHION', 'DEBIAN_FASHION', 'LAYOUT', 'DATASETS', 'DEFECTS', 'to_uint8',
-           'to_float', 'read_image', 'list_images', 'ImageSet', 'check_images', 'iterate', 'labels_of', 'load_images',
-           'stratified', 'split', 'RawData', 'read_digits', 'read_mnist', 'read_cifar10', 'read_stl10', 'read_idx',
-           'read_fashion_mnist', 'read_mvtec', 'read_elpv', 'read_folder', 'Source', 'available', 'AnomalyData',
-           'load_dataset']
+           'to_float', 'read_image', 'list_images', 'ImageSet', 'check_images', 'iterate', 'labels_of', 'list_files',
+           'load_images', 'read_files', 'stratified', 'split', 'RawData', 'read_digits', 'read_mnist', 'read_cifar10',
+           'read_stl10', 'read_idx', 'read_fashion_mnist', 'read_mvtec', 'read_elpv', 'read_folder', 'Source',
+           'available', 'AnomalyData', 'load_dataset']
 
 # %% ../nbs/00_data.ipynb #bb0372a9
 """From files to numbers: data sets, the split into normal and abnormal, and the one conversion of an image.
@@ -304,20 +304,44 @@ def _fit(sets):
     return [s.loaded() for s in sets] if size <= MEMORY_LIMIT else sets
 
 # %% ../nbs/00_data.ipynb #5917ed06
-def load_images(paths,  # a file or a folder, or several of them
-                isize: int = 32,  # side s of the images, pixels
-                channels: int | None = None,  # 1 or 3; None: 1 if all are stored in grey, else 3
-               ) -> ImageSet:  # labels all 0, ids the paths
-    "New images to be scored, from files and folders (searched to the bottom)."
-    _check_size(isize, channels)
+def list_files(paths,  # a file or a folder, or several of them
+              ) -> list[Path]:  # image files, those of a folder sorted by path
+    "The image files that a user names, folders searched to the bottom; whether they can be read is not known yet."
     files = []
     for path in [paths] if isinstance(paths, (str, os.PathLike)) else paths:
         here = list_images(path) if os.path.isdir(path) else [Path(path)]
         if not here: raise InputError(f"there are no images in the folder {path}: known suffixes are {' '.join(SUFFIXES)}")
         files += here
     if not files: raise InputError("there are no images to load: name at least one file or folder")
+    return files
+
+def load_images(paths,  # a file or a folder, or several of them
+                isize: int = 32,  # side s of the images, pixels
+                channels: int | None = None,  # 1 or 3; None: 1 if all are stored in grey, else 3
+               ) -> ImageSet:  # labels all 0, ids the paths
+    "New images to be scored, from files and folders (searched to the bottom)."
+    _check_size(isize, channels)
+    files = list_files(paths)
     channels = channels or (3 if any(map(_is_coloured, files)) else 1)
     return _fit([ImageSet(files, ids=[f.as_posix() for f in files], isize=isize, channels=channels)])[0]
+
+
+# %% ../nbs/00_data.ipynb #96fbabe6
+def read_files(files: Sequence,  # image files
+               isize: int,  # side s of the images, pixels
+               channels: int,  # 1 grey, 3 colour
+               batch_size: int,  # files per batch
+               skip_bad: bool = False,  # hand over what is wrong with a file, in place of its image, and go on
+              ) -> Iterator[list]:  # a batch: (file, (C, s, s) uint8), or (file, `InputError`)
+    "Image files batch by batch, with one batch in memory at a time; one that cannot be read is an `InputError`."
+    def attempt(file):
+        try: return file, read_image(file, isize, channels)
+        except InputError as fault:
+            if skip_bad: return file, fault
+            raise InputError(f"{fault}, or skip all that are like it with skip_bad (on the command line: --skip-bad)") from fault
+
+    with ThreadPoolExecutor(WORKERS) as pool:
+        for start in range(0, len(files), batch_size): yield [*pool.map(attempt, files[start:start + batch_size])]
 
 # %% ../nbs/00_data.ipynb #ddc7a4e2
 def stratified(strata,  # (N,) group of each image

@@ -2,12 +2,13 @@
 
 # %% auto #0
 __all__ = ['GENERATORS', 'SCORE_BATCH', 'FORMAT', 'MEMORY_SIZE', 'HEAT_SIGMA', 'LARGEST', 'option_names', 'check_numbers',
-           'normal_only', 'finite', 'check_facts', 'Detector']
+           'normal_only', 'finite', 'check_facts', 'json_line', 'Detector']
 
 # %% ../nbs/16_detector.ipynb #fb6d0e1d
 """What most users import: a detector that fits, scores, draws heat maps, saves and loads."""
 import json
 import math
+import os
 from dataclasses import asdict
 from hashlib import sha256
 from inspect import signature
@@ -17,7 +18,7 @@ import torch
 from safetensors.torch import load, save
 
 from .anotrans import AnoTrans
-from .data import ImageSet, iterate, labels_of
+from .data import ImageSet, iterate, labels_of, read_files, to_float
 from .discriminator import Discriminator, init_weights
 from .errors import AnoganError, InputError, choose
 from .evaluation import BaseDetector
@@ -82,6 +83,12 @@ def check_facts(facts: dict,  # what `detector.json` holds
     for name in terms:
         finite(facts["calibration"]["mean"][name], f"the mean of {name}")
         finite(facts["calibration"]["sd"][name], f"the spread of {name}", above=0)
+
+# %% ../nbs/16_detector.ipynb #bd93c4ee
+def json_line(row: dict,  # of numbers and texts, with a path
+             ) -> str:  # one line
+    "A row as JSON; a path that is no UTF-8 is escaped, any other stays readable."
+    return json.dumps(row, ensure_ascii=not row["path"].isprintable())
 
 # %% ../nbs/16_detector.ipynb #72768cc1
 class Detector(BaseDetector):
@@ -231,6 +238,53 @@ class Detector(BaseDetector):
         terms = self.terms(images, self.weights)
         return join_terms(self.calibration(terms) if self.calibration else terms, self.weights)
 
+    def score_files(self,
+                    files,  # image files
+                    skip_bad: bool = False,  # give a file that cannot be read a row with its fault, and go on
+                   ):  # yields a dict per file: path, score, abnormal; or path, error
+        "Score image files in their order, read as they are needed: the memory it takes does not grow with their number."
+        if self.threshold is None: raise InputError("this detector is not fitted yet: call fit before score_files")
+        for batch in read_files(files, self.isize, self.channels, SCORE_BATCH, skip_bad):
+            good = [x for _, x in batch if isinstance(x, torch.Tensor)]
+            scores = iter(self.score(to_float(torch.stack(good))).tolist() if good else ())
+            for file, x in batch:
+                row = dict(path=Path(file).as_posix())
+                if isinstance(x, InputError): yield row | dict(error=str(x))
+                else: yield row | dict(score=(value := next(scores)), abnormal=value > self.threshold)
+
+    def left_to_score(self,
+                      files,  # image files, `Path`s
+                      out,  # file of JSON lines that an earlier run has begun, each with this detector's `fingerprint` as "detector"
+                     ) -> list:  # those of the files that have no line yet
+        "Where scoring has to go on; half a line at the end is cut off, lines of another detector are an `InputError`."
+        out, there, size = Path(out), set(), 0
+        if not out.is_file(): return list(files)
+        mark, start = self.fingerprint(), b'{"path": '
+        with writing(out), open(out, "rb") as lines:
+            for line in lines:
+                if not line.endswith(b"\n") and start.startswith(line[:len(start)]): break
+                try: row = json.loads(line)
+                except (ValueError, RecursionError): row = None
+                if not isinstance(row, dict) or row.get("detector") != mark or not isinstance(row.get("path"), str):
+                    raise InputError(f"{out} does not go on with the scores of this detector (line {line[:60]!r} is not its own): name another file, "
+                                     "or remove this one")
+                there.add(row["path"])
+                size += len(line)
+        with writing(out): os.truncate(out, size)
+        return [file for file in files if file.as_posix() not in there]
+
+    def append_scores(self,
+                      files,  # image files, as `left_to_score` gives them
+                      out,  # file of JSON lines, made where it is missing
+                      skip_bad: bool = False,  # as in `score_files`
+                     ):  # yields the rows of `score_files` and "detector", each when it is written
+        "Score image files and append a line for each to `out`."
+        mark = dict(detector=self.fingerprint())
+        with writing(out), open(out, "a", encoding="utf-8", newline="\n") as lines:
+            for row in self.score_files(files, skip_bad):
+                print(json_line(row | mark), file=lines, flush=True)
+                yield row | mark
+
     @torch.no_grad()
     def reconstruct(self,
                     images,  # a data set, or (N, C, H, W) float in [-1, 1]
@@ -251,19 +305,26 @@ class Detector(BaseDetector):
         names = ("model", "size", "isize", "channels", "epochs", "batch_size", "seed", "false_alarms")
         return {**{name: getattr(self, name) for name in names}, "recipe": asdict(self.recipe), "network": self.network}
 
-    def save(self,
-             path,  # folder to write `model.safetensors` and `detector.json` into; made where it is missing
-            ) -> Path:  # the folder
-        "Write the detector: weights and facts, no code. Each file is whole or not there."
+    def pack(self) -> tuple:  # content of `model.safetensors` (bytes), and what `detector.json` holds (dict)
+        "Everything that is saved."
         if self.threshold is None: raise InputError("this detector is not fitted yet: call fit before save")
-        path = Path(path)
-        with writing(path): path.mkdir(parents=True, exist_ok=True)
         tensors = {f"{part}/{key}": t.cpu().contiguous() for part in ("generator", "discriminator")
                    for key, t in getattr(self, part).state_dict().items()}
         if self.memory: tensors |= {f"memory/{term}": t.cpu().contiguous() for term, t in self.memory.features.items()}
         weights = save(tensors)
-        facts = dict(format=FORMAT, config=self.config(), threshold=self.threshold, weights=self.weights, heat_scale=self.heat_scale,
-                     calibration=asdict(self.calibration) if self.calibration else None, sha256=sha256(weights).hexdigest())
+        return weights, dict(format=FORMAT, config=self.config(), threshold=self.threshold, weights=self.weights, heat_scale=self.heat_scale,
+                             calibration=asdict(self.calibration) if self.calibration else None, sha256=sha256(weights).hexdigest())
+
+    def fingerprint(self) -> str:  # 16 hexadecimal digits
+        "Tells detectors apart, saved or not: it changes with any weight, with the threshold, with any option."
+        return sha256(json.dumps(self.pack()[1], sort_keys=True).encode()).hexdigest()[:16]
+
+    def save(self,
+             path,  # folder to write `model.safetensors` and `detector.json` into; made where it is missing
+            ) -> Path:  # the folder
+        "Write the detector: weights and facts, no code. Each file is whole or not there."
+        (weights, facts), path = self.pack(), Path(path)
+        with writing(path): path.mkdir(parents=True, exist_ok=True)
         write_atomically(path / "model.safetensors", weights)
         write_atomically(path / "detector.json", json.dumps(facts, indent=1).encode())
         return path

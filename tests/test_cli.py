@@ -121,6 +121,56 @@ def test_bad_images_to_score(trained, tmp_path):
     assert anogan(f"score {tmp_path} {tmp_path}").exit_code == 2
 
 
+def test_bad_files_are_skipped_when_asked_and_never_in_silence(trained, tmp_path):
+    text_named_png(tmp_path / "images")
+    refused = anogan(f"score {trained[0]} {tmp_path / 'images'} --device cpu")
+    assert refused.exit_code == 2 and "a.png: it is not an image" in refused.stderr and "--skip-bad" in refused.stderr
+    result = anogan(f"score {trained[0]} {tmp_path / 'images'} {tmp_path / 'none.png'} --skip-bad --device cpu")
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert result.exit_code == 0 and len(rows) == 14 and [row["path"].rsplit("/", 1)[1] for row in rows if "error" in row] == ["a.png", "none.png"]
+    assert all(row.keys() == ({"path", "error"} if "error" in row else {"path", "score", "abnormal"}) for row in rows)
+    assert result.stderr.count("\n") == 3 and "2 of 14 images could not be read" in result.stderr
+    nothing = anogan(f"score {trained[0]} {tmp_path / 'images/a.png'} --skip-bad --device cpu")
+    assert nothing.exit_code == 2 and "1 of 1 images" in nothing.stderr
+
+
+def test_scores_in_a_file_go_on_wherever_they_were_cut(trained, tmp_path):
+    good_images(tmp_path / "images")
+    line, out = f"score {trained[0]} {tmp_path / 'images'} --device cpu --out {tmp_path / 'scores.jsonl'}", tmp_path / "scores.jsonl"
+    assert anogan(line).exit_code == 0
+    whole = out.read_bytes()
+    wanted = [json.loads(row) for row in whole.splitlines()]
+    assert len(wanted) == 12
+    for cut in (0, 5, whole.index(b"\n"), whole.index(b"\n") + 1, len(whole) - 1, len(whole)):
+        out.write_bytes(whole[:cut])
+        result, found = anogan(line), [json.loads(row) for row in out.read_bytes().splitlines()]
+        kept = whole[:cut].count(b"\n")
+        assert result.exit_code == 0 and (f"{kept} of 12 images have a line" in result.stderr) == (kept > 0), result.stderr
+        assert [row["path"] for row in found] == [row["path"] for row in wanted]
+        assert [row["score"] for row in found] == pytest.approx([row["score"] for row in wanted], abs=1e-5)
+
+
+@pytest.mark.parametrize("alter", [lambda content: b"my notes", lambda content: b"my notes\n", lambda content: b"[" * 9999 + b"\n", lambda content: b"\xff\n",
+                                   lambda content: content.replace(b'"detector": "', b'"detector": "0'), lambda content: content + b'{"path": 3}\n'])
+def test_a_file_of_other_lines_is_refused_and_left_alone(trained, tmp_path, alter):
+    out = tmp_path / "scores.jsonl"
+    Image.new("L", (32, 32), 128).save(tmp_path / "a.png")
+    line = f"score {trained[0]} {tmp_path / 'a.png'} --device cpu --out {out}"
+    assert anogan(line).exit_code == 0
+    content = alter(out.read_bytes())
+    out.write_bytes(content)
+    result = anogan(line)
+    assert result.exit_code == 2 and "does not go on with the scores of this detector" in result.stderr and result.stderr.count("\n") == 1
+    assert out.read_bytes() == content
+
+
+def test_a_file_of_scores_that_cannot_be_written_is_one_sentence(trained, tmp_path):
+    Image.new("L", (32, 32), 128).save(tmp_path / "a.png")
+    for out in (tmp_path, tmp_path / "none/scores.jsonl", "/dev/full"):
+        result = anogan(f"score {trained[0]} {tmp_path / 'a.png'} --device cpu --out {out}")
+        assert result.exit_code == 2 and f"cannot write {out}" in result.stderr and result.stderr.count("\n") == 1, result.stderr
+
+
 def test_the_folder_of_another_run_is_left_alone(trained):
     result = anogan(f"train {SMALL} --abnormal-class 1 --niter 1 --batchsize 16 --out {trained[0]}")
     assert result.exit_code == 2 and "another run" in result.stderr

@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import TensorDataset
 
 import anogan.data as D
-from anogan.data import (ImageSet, check_images, iterate, labels_of, list_images, load_dataset, load_images, read_image, split,
+from anogan.data import (ImageSet, check_images, iterate, labels_of, list_images, load_dataset, load_images, read_files, read_image, split,
                          stratified, to_uint8)
 from anogan.errors import InputError
 
@@ -292,6 +292,19 @@ def test_load_images_channels_and_errors(tmp_path):
     refused(load_images, tmp_path / "nix.png", match="no such file")
     for size in (7, 8.0, True, "32"): refused(load_images, colour, isize=size, match="isize must be a whole number of pixels, 8 or more")
     refused(load_images, colour, channels=4, match="channels must be 1 (grey) or 3 (colour), not 4")
+
+
+def test_files_are_read_a_batch_at_a_time_and_in_order(tmp_path, monkeypatch):
+    files = [save(tmp_path / f"{i}.png", seed=i) for i in range(7)]
+    files[4].write_bytes(files[4].read_bytes()[:60])
+    opened = []
+    monkeypatch.setattr(D, "read_image", lambda file, *how: opened.append(file) or read_image(file, *how))
+    batches = read_files(files, 8, 3, 3, skip_bad=True)
+    first = next(batches)
+    assert sorted(opened) == files[:3] and all(torch.equal(x, read_image(file, 8, 3)) for file, x in first)
+    rest = [pair for batch in batches for pair in batch]
+    assert [file for file, _ in first + rest] == files and [isinstance(x, InputError) for _, x in rest] == [False, True, False, False]
+    refused(list, read_files(files, 8, 3, 3), match=f"{files[4]}: it is damaged or cut short")
 
 
 # ---------------------------------------------------------------- the split

@@ -43,6 +43,19 @@ def test_save_and_load_keep_every_number(fitted, data, tmp_path):
         assert again.threshold == fitted.threshold and json.dumps(again.config()) == json.dumps(fitted.config())
 
 
+def test_a_fingerprint_is_of_the_numbers_and_not_of_the_object(fitted, tmp_path):
+    again = Detector.load(fitted.save(tmp_path), device="cpu")
+    assert again.fingerprint() == fitted.fingerprint()
+    again.threshold += 1e-9
+    moved = again.fingerprint()
+    with torch.no_grad(): next(again.discriminator.parameters()).view(-1)[0] += 1e-3
+    assert len({fitted.fingerprint(), moved, again.fingerprint()}) == 3
+
+
+def test_an_unfitted_detector_scores_no_files(tmp_path):
+    with pytest.raises(InputError, match="call fit before score_files"): next(narrow(channels=1).score_files([tmp_path / "a.png"]))
+
+
 def test_predictions_are_scores_above_the_threshold(fitted, data):
     scores = fitted.score(data.val)
     assert fitted.predict(data.val).tolist() == [int(s > fitted.threshold) for s in scores.tolist()]
