@@ -1,11 +1,13 @@
 "What the detector's chapter cannot show: colours, resuming, damaged files, other data than its own."
 import json
 
+import huggingface_hub
 import pytest
 import torch
+from huggingface_hub.errors import HFValidationError
 
 from anogan.data import ImageSet, load_dataset
-from anogan.detector import GENERATORS, Detector
+from anogan.detector import GENERATORS, Detector, model_card
 from anogan.errors import InputError
 
 NARROW = {"anotrans": dict(dim=8), "gannext": dict(dim=8, depths=(1, 1, 1, 1)), "skipganomaly": dict(ngf=4), "sagan": dict(ngf=4)}
@@ -50,6 +52,39 @@ def test_a_fingerprint_is_of_the_numbers_and_not_of_the_object(fitted, tmp_path)
     moved = again.fingerprint()
     with torch.no_grad(): next(again.discriminator.parameters()).view(-1)[0] += 1e-3
     assert len({fitted.fingerprint(), moved, again.fingerprint()}) == 3
+
+
+def test_a_detector_goes_to_the_hub_and_back(data, tmp_path, monkeypatch):
+    "The hub is a folder here: what is asked of its client, and what becomes of what it gives."
+    detector, asked = narrow().fit(data.train, data.val), []
+    gift = detector.save_pretrained(tmp_path / "gift", data, detector.evaluate(data.test))
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda name, **how: asked.append((name, how)) or str(gift))
+    again = Detector.from_pretrained("owner/name", device="cpu", revision="abc")
+    assert asked == [("owner/name", dict(revision="abc", allow_patterns=["detector.json", "model.safetensors"]))]
+    assert torch.equal(again.score(data.test), detector.score(data.test)) and again.threshold == detector.threshold
+    (gift / "model.safetensors").write_bytes(b"something else")
+    with pytest.raises(InputError, match="not the file that was saved"): Detector.from_pretrained("owner/name")
+
+
+@pytest.mark.parametrize("fault", [OSError("no network\nat all"), HFValidationError("bad name")])
+def test_a_hub_that_gives_nothing_is_one_sentence(fault, monkeypatch):
+    def refuse(name, **how): raise fault
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    with pytest.raises(InputError, match=f"owner/name is no folder here.*{type(fault).__name__}") as error: Detector.from_pretrained("owner/name")
+    assert "\n" not in str(error.value)
+
+
+def test_a_model_card_is_read_by_the_hubs_own_client_and_hides_no_gap(data, tmp_path):
+    detector = narrow().fit(data.train, data.val)
+    metrics = detector.evaluate(data.test)
+    card = huggingface_hub.ModelCard.load(detector.save_pretrained(tmp_path, data, metrics) / "README.md")
+    assert card.data.library_name == "anogan" and card.data.tags == ["anomaly-detection", "gannext"]
+    low, high = metrics["auroc_ci"]
+    assert f"| auroc | {metrics['auroc']:.3f} [{low:.3f}, {high:.3f}] |" in card.text and f"| n_normal | {metrics['n_normal']} |" in card.text
+    for part in ("64 normal images to train on", "abnormal: 3", data.manifest()["sha256"][:16], detector.fingerprint(), "## Limits"): assert part in card.text
+    silent = model_card(detector)
+    assert "Not stated." in silent and "| not stated | |" in silent
+    assert "My own screws, 300 of them." in model_card(detector, "My own screws, 300 of them.")
 
 
 def test_an_unfitted_detector_scores_no_files(tmp_path):
