@@ -11,7 +11,7 @@ DEMO := --dataset digits --abnormal-class 8 --size tiny --isize 32 --epochs 10 -
 README_DIR := .
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench lab app site lint fresh readme clean
+.PHONY: help demo test bench lab app site lint fresh readme bounds lock clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -62,8 +62,20 @@ readme: $(DEV) ## write README.md from nbs/index.ipynb
 	@sed -E 's#\]\((([0-9]{2}_|app/)[a-z0-9_]+\.ipynb)#](nbs/\1#g; s#\]\(\.\./#](#g' $(README_DIR)/README.md > $(README_DIR)/README.tmp
 	@mv $(README_DIR)/README.tmp $(README_DIR)/README.md
 
+LOWEST := $(PYTHON)
+
+bounds: ## are the bounds in settings.ini true? Fresh environments with lowest and newest versions; LOWEST=python3.10
+	$(PYTHON) tests/bounds.py lowest --python $(LOWEST)
+	$(PYTHON) tests/bounds.py export --python $(LOWEST)
+	$(PYTHON) tests/bounds.py newest
+
+lock: $(DEV) ## write requirements.lock: the versions in .venv, which were tested together
+	$(BIN)/python -m pip check
+	@{ echo "# Tested together; \`make lock\` writes this. $$($(BIN)/python -c 'import platform as p; print(p.python_implementation(), p.python_version(), p.system(), p.machine())')"; \
+		$(BIN)/python -m pip freeze --disable-pip-version-check --exclude-editable; } > requirements.lock
+
 clean: ## remove what was made here; lab/ stays, and runs/ but for the demo's
-	rm -rf $(VENV) site build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage htmlcov runs/demo-anotrans runs/demo-gannext
+	rm -rf $(VENV) $(VENV)-* site build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis .coverage htmlcov runs/demo-anotrans runs/demo-gannext
 
 # One environment for all. A stamp tells what is installed; it is old when settings.ini or setup.py is newer.
 $(VENV)/pyvenv.cfg:
