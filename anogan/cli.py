@@ -9,6 +9,7 @@ __all__ = ['app', 'Out', 'Dataset', 'AbnormalClass', 'Category', 'Root', 'NTrain
 
 # %% ../nbs/18_cli.ipynb #fef8fa9e
 """The command line: `anogan train`, `anogan experiment`, `anogan report`, `anogan score`, `anogan export`, `anogan data`. It holds no logic of its own."""
+import os
 import sys
 from dataclasses import replace
 from functools import wraps
@@ -26,15 +27,21 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, context_settings={
 # %% ../nbs/18_cli.ipynb #4ec6f951
 def in_one_sentence(command,  # a function of the command line
                    ):  # the same, with errors turned into sentences and exit codes
-    "Turn every error of this package into its sentence: exit code 2 for bad input, 1 where training could not go on."
+    """Turn every error of this package into its sentence: exit code 2 for bad input, 1 where training could not go on.
+
+    Of several processes that train together, only the first one speaks.
+    """
+    def say(sentence):
+        if os.environ.get("RANK", "0") == "0": print(f"anogan: {sentence}", file=sys.stderr)
+
     @wraps(command)
     def wrapped(*args, **kwargs):
         try: return command(*args, **kwargs)
         except AnoganError as e:
-            print(f"anogan: {e}", file=sys.stderr)
+            say(e)
             raise typer.Exit(1 if isinstance(e, TrainingError) else 2)
         except KeyboardInterrupt:
-            print("anogan: stopped; the same command goes on with what its --out holds", file=sys.stderr)
+            say("stopped; the same command goes on with what its --out holds")
             raise typer.Exit(130)
     return wrapped
 
@@ -90,6 +97,7 @@ def train(out: Out, dataset: Dataset = "digits", abnormal_class: AbnormalClass =
                        options={name: value for name, value in single.items() if value is not None})
     done = (out / "metrics.json").exists()
     metrics = run_experiment(config, out, display=display)
+    if metrics is None: return  # one of several processes, and not the first
     print(f"{out} was finished already" if done else f"results in {out}")
     print(verdict(metrics))
 
@@ -199,3 +207,6 @@ def data(
 def main():
     "Entry point of the command `anogan`."
     app()
+
+
+if __name__ == "__main__" and "__file__" in globals(): main()  # not in a notebook

@@ -203,7 +203,10 @@ class Detector(BaseDetector):
             folder=None,  # keep checkpoint and log there after every epoch, and resume from them
             on_epoch=None,  # called with each epoch's log row; training ends early where it returns True
            ) -> "Detector":
-        "Train both networks on normal images, then calibrate score, heat map and threshold on the validation images."
+        """Train both networks on normal images, then calibrate score, heat map and threshold on the validation images.
+
+        Of several processes that train together (see `Team`), only the first one goes on to calibrate.
+        """
         normal_only(train, "training")
         normal_only(val, "validation")
         if self.generator is None:
@@ -214,7 +217,7 @@ class Detector(BaseDetector):
                           device=self.device, precision=self.precision, folder=folder, progress=self.progress)
         train = self.at_hand(train)
         self.history = trainer.fit(train, on_epoch)
-        return self.remember(train, val).calibrate(val)
+        return self.remember(train, val).calibrate(val) if trainer.team.first else self
 
     def remember(self,
                  train,  # normal training images

@@ -41,7 +41,7 @@ from .evaluation import delong_test
 from .legacy import LegacyEval
 from .plots import draw_image, new_figure, roc_curve_plot, score_histogram
 from .scoring import error_map, smooth
-from .trainer import start_accelerator, write_atomically, writing
+from .trainer import Team, start_accelerator, write_atomically, writing
 
 try: import tomllib
 except ImportError: import tomli as tomllib  # Python 3.10
@@ -76,7 +76,7 @@ def prepare(config: RunConfig,  # what to run
             progress: bool = True,  # show a progress bar
            ) -> tuple:  # (AnomalyData, unfitted Detector)
     "Load the data and build the detector: whatever is wrong with a config shows here, before anything is written."
-    start_accelerator(config.device, config.precision)
+    Team(start_accelerator(config.device, config.precision)).part(config.batch_size)
     data = load_dataset(config.dataset, config.abnormal_class, config.root, config.isize, config.seed,
                         channels=config.channels, category=config.category, n_train=config.n_train)
     if config.batch_size > len(data.train):
@@ -257,16 +257,22 @@ def run(config: RunConfig,  # what to run
         progress: bool = True,  # show a progress bar
         on_epoch=None,  # called with each epoch's log row
         display: bool = False,  # write losses and pictures for TensorBoard, see `board`
-       ) -> dict:  # the metrics, as in `metrics.json`
-    "Train, score, compare, and leave config, manifest, log, metrics, scores, model and picture in `out`."
-    out = Path(out)
+       ) -> dict:  # the metrics, as in `metrics.json`; None in all but the first of several processes
+    """Train, score, compare, and leave config, manifest, log, metrics, scores, model and picture in `out`.
+
+    Several processes that `torchrun` has started train together; the first of them does all the rest, the others are done then.
+    """
+    out, team = Path(out), Team(start_accelerator(config.device, config.precision))
     if not claim(out, config):
         data, detector = prepare(config, progress)
-        legacy = LegacyEval(detector, data.test, out / "legacy.json") if config.legacy_eval else None
-        watching = [watch for watch in (legacy, board(out, detector, data.val) if display else None, on_epoch) if watch]
-        with writing(out): out.mkdir(parents=True, exist_ok=True)
-        with alone(out):
-            if not claim(out, config): carry_out(config, out, data, detector, watching, legacy)
+        if team.first:
+            legacy = LegacyEval(detector, data.test, out / "legacy.json") if config.legacy_eval else None
+            watching = [watch for watch in (legacy, board(out, detector, data.val) if display else None, on_epoch) if watch]
+            with writing(out): out.mkdir(parents=True, exist_ok=True)
+            with alone(out):
+                if team.agree(not claim(out, config)): carry_out(config, out, data, detector, watching, legacy)
+        elif team.agree(): detector.fit(data.train, data.val, folder=out)
+    if not team.first: return None
     for name in LEFTOVERS: (out / name).unlink(missing_ok=True)
     return read_metrics(out)
 
@@ -479,6 +485,8 @@ def look_first(cells: dict,  # name -> RunConfig
                out: Path,  # folder of the sweep
               ):
     "Raise one sentence where the folder holds something else, or a cell cannot run; nothing is written."
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise InputError("a table of experiments starts processes by itself: start it without torchrun, and say with jobs how many")
     if out.exists() and not (out.is_dir() and all(path.suffix == ".part" for path in out.iterdir())): read_sweep(out)
     todo = {name: config for name, config in cells.items() if not claim(out / name, config)}
     for config in {(config.dataset, config.category, config.model, config.recipe): config for config in todo.values()}.values():

@@ -3,7 +3,8 @@
 # %% auto #0
 __all__ = ['TERMS', 'COLLAPSED', 'PUBLISHED', 'PAPERS', 'RECIPES', 'Recipe', 'find_recipe', 'sigmoid_loss', 'gan_losses',
            'gan_step', 'epoch_seed', 'writing', 'write_atomically', 'enough_memory', 'fingerprint', 'save_checkpoint',
-           'kinds', 'adam_kinds', 'load_checkpoint', 'has_bf16', 'start_accelerator', 'Trainer']
+           'kinds', 'adam_kinds', 'load_checkpoint', 'has_bf16', 'start_accelerator', 'gathered', 'joined_batch_norm',
+           'DrawnForAll', 'Team', 'Trainer']
 
 # %% ../nbs/11_trainer.ipynb #1d82d4c4
 """The loop: one readable step, an epoch of steps, and what is kept between epochs."""
@@ -18,11 +19,13 @@ from io import StringIO
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from safetensors import safe_open
 from safetensors.torch import save
+from torch.overrides import TorchFunctionMode
 from tqdm.auto import tqdm
 
 from .contrast import Projection, view_loss
@@ -298,11 +301,143 @@ def start_accelerator(device: str = "auto",  # "auto" (the best found), "cpu", "
     kind = device if device != "auto" else next(name for name in ("cuda", "mps", "cpu") if there[name])
     bf16 = precision == "bf16" or (precision == "auto" and has_bf16(kind))
     if "LOCAL_RANK" not in os.environ: AcceleratorState._reset_state(reset_partial_state=True)
-    try: accelerator = Accelerator(cpu=device == "cpu", mixed_precision="bf16" if bf16 else "no")
+    try: accelerator = Accelerator(cpu=kind == "cpu", mixed_precision="bf16" if bf16 else "no")
     except ValueError as e: raise InputError(f"precision {precision!r} is not there on device {device!r} of this machine; use fp32") from e
     accelerator.state.__dict__ = dict(accelerator.state.__dict__)  # Accelerate shares it among all handles of a process
     accelerator.autocast = partial(torch.autocast, accelerator.device.type, torch.bfloat16, enabled=bf16)
     return accelerator
+
+# %% ../nbs/11_trainer.ipynb #589a97a6
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, own):
+        parts = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, own)
+        return torch.stack(parts)
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(grad)
+        return grad[dist.get_rank()]
+
+
+def gathered(own,  # (...) tensor, of the same shape in each of P processes
+            ):  # (P, ...) what all of them hold, by rank
+    "What all processes hold; in the backward pass each gets the sum of the gradients that all of them have for its part."
+    return _Gathered.apply(own.contiguous())
+
+
+def joined_batch_norm(norm: torch.nn.BatchNorm2d,  # in training mode; the same in every process
+                      x,  # (B, C, H, W) this process's part of the batch
+                     ):  # (B, C, H, W) normalised, in the number format of `x`
+    "BatchNorm by mean and variance of the images of all processes (arXiv 1502.03167, Alg. 1), which also enter the running averages."
+    wide = x.float() if x.dtype == torch.bfloat16 else x
+    variances, means = gathered(torch.stack(torch.var_mean(wide, dim=(0, 2, 3), correction=0))).unbind(1)  # (P, C) each
+    mean, var, n = means.mean(dim=0), variances.mean(dim=0) + means.var(dim=0, correction=0), means.shape[0] * x.numel() // x.shape[1]
+    with torch.no_grad():
+        norm.running_mean.lerp_(mean, norm.momentum)
+        norm.running_var.lerp_(var * n / (n - 1), norm.momentum)
+        norm.num_batches_tracked += 1
+    mean, scale, bias = (t[:, None, None] for t in (mean, norm.weight * (var + norm.eps).rsqrt(), norm.bias))
+    return ((wide - mean) * scale + bias).to(x.dtype)
+
+# %% ../nbs/11_trainer.ipynb #78088073
+class DrawnForAll(TorchFunctionMode):
+    "Inside, random numbers are drawn for the whole batch, and each process keeps the rows of its own images."
+    def __init__(self,
+                 rank: int,  # of this process, from 0
+                 size: int,  # number of processes
+                ):
+        super().__init__()
+        self.rank, self.size = rank, size
+
+    def __torch_function__(self, function, types, args=(), options=None):
+        def own(t): return t.chunk(self.size)[self.rank]
+        options = options or {}
+        if function in (torch.rand, torch.randn):
+            rows, *shape = args[0] if isinstance(args[0], tuple) else args
+            return own(function(rows * self.size, *shape, **options))
+        if function is torch.Tensor.bernoulli_:  # of drop path
+            return args[0].copy_(own(function(torch.cat([args[0]] * self.size), *args[1:], **options)))
+        return function(*args, **options)
+
+# %% ../nbs/11_trainer.ipynb #e12f823f
+class Team:
+    "The processes that train together, as `torchrun` started them. Nearly always it is one, and then nothing here does anything."
+    def __init__(self,
+                 accelerator,  # from `start_accelerator`
+                ):
+        self.rank, self.size, self.device = accelerator.process_index, accelerator.num_processes, accelerator.device
+        self.first = self.rank == 0
+
+    def part(self,
+             n: int,  # images of a batch
+            ) -> slice:  # those of this process
+        "This process's part of a batch, as large as the others'."
+        if n % self.size: raise InputError(f"batch size {n} cannot be shared equally by {self.size} processes: use a multiple of {self.size}")
+        return slice(self.rank * n // self.size, (self.rank + 1) * n // self.size)
+
+    def agree(self,
+              answer=None,  # true or false; only the first process's counts
+             ) -> bool:  # the first process's
+        "One answer for all."
+        if self.size == 1: return bool(answer)
+        with self.linked(): dist.broadcast(said := torch.tensor(float(bool(answer)), device=self.device), 0)
+        return bool(said)
+
+    @contextmanager
+    def linked(self):
+        "Turn the loss of another process into one sentence."
+        try: yield
+        except RuntimeError as e:
+            if self.size == 1 or not (isinstance(e, dist.DistError) or "gloo" in str(e)): raise
+            raise TrainingError("another process of this training has ended, perhaps for want of memory; "
+                                "the same command goes on from the last whole epoch") from e
+
+    def start_equal(self,
+                    networks,  # the networks, filled in place
+                   ):
+        "Give all processes the first one's weights."
+        with self.linked():
+            for t in (t for network in networks if self.size > 1 for t in network.state_dict().values()): dist.broadcast(t, 0)
+
+    @contextmanager
+    def as_one(self,
+               networks,  # the networks that run inside the bracket, in training mode
+              ):
+        "Inside, random numbers and BatchNorm are those of the whole batch."
+        norms = [m for network in networks if self.size > 1 for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        for norm in norms: norm.forward = partial(joined_batch_norm, norm)
+        try:
+            with DrawnForAll(self.rank, self.size) if self.size > 1 else nullcontext(): yield
+        finally:
+            for norm in norms: del norm.forward
+
+    def among_all(self,
+                  projection,  # (2B, nz) features of first and second views to (2B, nz) unit vectors, or None
+                 ):  # the same for the views of all P processes, to (2PB, nz): all first ones, then all second ones
+        "Let each view be compared with those of all processes."
+        if self.size == 1 or not projection: return projection
+        return lambda features: gathered(projection(features).unflatten(0, (2, -1))).transpose(0, 1).flatten(0, 2)
+
+    def average_gradients(self,
+                          optimizer,  # about to take a step
+                          *_,
+                         ):
+        "Replace the gradients by their mean over all processes, in one message; a hook of the optimizer."
+        if self.size == 1: return
+        grads = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        dist.all_reduce(flat := torch.cat([grad.flatten() for grad in grads]))
+        for grad, mean in zip(grads, (flat / self.size).split([grad.numel() for grad in grads])): grad.copy_(mean.view(grad.shape))
+
+    def mean(self,
+             losses: dict,  # scalars, of this process's part
+            ) -> dict:  # scalars, of the whole batch
+        "Losses of a step, averaged over all processes."
+        if self.size == 1: return losses
+        dist.all_reduce(values := torch.stack([*losses.values()]))
+        return dict(zip(losses, values / self.size))
 
 # %% ../nbs/11_trainer.ipynb #e6921007
 class Trainer:
@@ -313,7 +448,7 @@ class Trainer:
                  recipe: Recipe,  # how to train
                  *,
                  epochs: int = 15,  # passes over the training images
-                 batch_size: int = 64,  # images per step, at least 2 (BatchNorm)
+                 batch_size: int = 64,  # images per step, of all processes together, at least 2 (BatchNorm)
                  seed: int = 0,  # of order and noise
                  device: str = "auto",  # see `start_accelerator`
                  precision: str = "auto",  # see `start_accelerator`
@@ -323,6 +458,8 @@ class Trainer:
         if batch_size < 2: raise InputError(f"batch size {batch_size} is too small: BatchNorm needs at least 2 images")
         if epochs < 1: raise InputError(f"{epochs} epochs train nothing: use 1 or more")
         self.accelerator = start_accelerator(device, precision)
+        self.team = Team(self.accelerator)
+        self.part = self.team.part(batch_size)
         self.recipe, self.epochs, self.batch_size, self.seed = recipe, epochs, batch_size, seed
         self.folder, self.progress = Path(folder) if folder else None, progress
 
@@ -334,6 +471,7 @@ class Trainer:
         for network in self.networks.values(): network.to(self.accelerator.device, memory_format=torch.channels_last)
         generator, *others = self.networks.values()
         self.optimizers = dict(opt_g=adam(generator), opt_d=adam(*others))
+        for optimizer in self.optimizers.values(): optimizer.register_step_pre_hook(self.team.average_gradients)
         self.history = []
 
     def draw_projection(self) -> dict:  # name -> network
@@ -344,7 +482,7 @@ class Trainer:
 
     def fit(self,
             train,  # normal images: a data set, or (N, C, H, W) float in [-1, 1]
-            on_epoch=None,  # called with each epoch's log row; training ends early where it returns True
+            on_epoch=None,  # called with each epoch's log row, in the first process; training ends early where it returns True
            ) -> list:  # one dict per epoch: losses, seconds, event
         """Train to the last epoch, or from the last whole one on; raise `TrainingError` where a number is none.
 
@@ -355,10 +493,11 @@ class Trainer:
         if self.batch_size > len(train):
             raise InputError(f"batch size {self.batch_size} is larger than the {len(train)} training images; use {len(train)} or less")
         self.resume()
+        self.team.start_equal(self.networks.values())
         steps, gpus = len(train) // self.batch_size, range(torch.cuda.device_count())
-        bar = tqdm(total=self.epochs * steps, initial=len(self.history) * steps, disable=not self.progress, unit="step")
+        bar = tqdm(total=self.epochs * steps, initial=len(self.history) * steps, disable=not (self.progress and self.team.first), unit="step")
         try:
-            with torch.random.fork_rng(gpus), bar:
+            with self.team.linked(), torch.random.fork_rng(gpus), bar:
                 for network in self.networks.values(): network.train()
                 for epoch in range(len(self.history), self.epochs):
                     bar.set_description(f"epoch {epoch + 1}/{self.epochs}")
@@ -366,7 +505,7 @@ class Trainer:
                     self.history.append(row)
                     self.keep()
                     bar.set_postfix(con=f"{row['con']:.3f}", loss_d=f"{row['loss_d']:.2f}")
-                    if on_epoch and on_epoch(row): break
+                    if self.team.agree(on_epoch and self.team.first and on_epoch(row)): break
         finally:
             for network in self.networks.values(): network.eval()
         return self.history
@@ -395,8 +534,8 @@ class Trainer:
         "Every training image once, in a new order; the last incomplete batch is left out."
         torch.manual_seed(epoch_seed(self.seed, epoch))
         order, start, losses, redrawn = torch.randperm(len(train)), time.perf_counter(), [], 0
-        order = order[:len(train) // self.batch_size * self.batch_size]
-        for x in iterate(train, self.batch_size, order):
+        order = order[:len(train) // self.batch_size * self.batch_size].view(-1, self.batch_size)[:, self.part]
+        for x in iterate(train, order.shape[1], order.flatten()):
             losses.append(self.step(x.to(self.accelerator.device)))
             if self.recipe.redraw_below and losses[-1]["loss_d"] < self.recipe.redraw_below:
                 init_weights(self.networks["discriminator"])
@@ -409,14 +548,14 @@ class Trainer:
         return dict(epoch=epoch + 1, **row, seconds=time.perf_counter() - start, event=event)
 
     def step(self,
-             x,  # (B, C, H, W) images in [-1, 1], on the device
-            ) -> dict:  # detached losses
+             x,  # (B, C, H, W) images in [-1, 1], on the device; this process's part of a batch
+            ) -> dict:  # detached losses of the whole batch
         "Corrupt, then one `gan_step` in the chosen number format."
-        with enough_memory(x):
+        with enough_memory(x, "batch_size={}" if self.team.size == 1 else f"batch_size={self.team.size} × {{}}"), self.team.as_one(self.networks.values()):
             x_in = coarse_noise(x, self.recipe.noise)
             if self.recipe.fixed_noise: x_in = x_in + self.recipe.fixed_noise * self.fixed_noise(x)
-            return gan_step(self.networks["generator"], self.networks["discriminator"], *self.optimizers.values(), x, x_in, self.recipe,
-                            self.accelerator, self.networks.get("projection"))
+            return self.team.mean(gan_step(self.networks["generator"], self.networks["discriminator"], *self.optimizers.values(), x, x_in,
+                                           self.recipe, self.accelerator, self.team.among_all(self.networks.get("projection"))))
 
     def fixed_noise(self,
                     x,  # (B, C, H, W) a batch
@@ -437,7 +576,7 @@ class Trainer:
 
     def keep(self):
         "Write the checkpoint and the log of this epoch, each atomically."
-        if self.folder is None: return
+        if self.folder is None or not self.team.first: return
         save_checkpoint(self.folder / "checkpoint.safetensors", self.networks, self.optimizers, dict(run=self.facts(), history=self.history))
         self.write_log()
 
@@ -469,4 +608,4 @@ class Trainer:
                 raise InputError(f"{path} belongs to another run ({name} {known.get(name)!r}, not {value!r}); "
                                  "choose another folder, or delete it to start afresh")
         self.history = load_checkpoint(path, self.networks, self.optimizers)["history"]
-        self.write_log()
+        if self.team.first: self.write_log()

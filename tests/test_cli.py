@@ -221,10 +221,16 @@ def test_help_names_every_flag_of_the_papers():
         assert f"--{name}" in text
 
 
+def test_only_the_first_of_several_processes_says_what_is_wrong(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    result = anogan(f"train --dataset digitz --out {tmp_path / 'run'}")
+    assert result.exit_code == 2 and not result.output
+
+
 def test_the_installed_command_and_a_light_import():
     "The command starts without torch, and the detector without the tools of the course."
     code = ("import sys, anogan.cli; assert 'torch' not in sys.modules; import anogan.detector; "
             "heavy = {'IPython', 'fastcore', 'nbdev', 'ipywidgets', 'pandas'} & set(sys.modules); assert not heavy, heavy")
     subprocess.run([sys.executable, "-c", code], check=True)
-    shell = subprocess.run([sys.executable, "-c", "from anogan.cli import main; main()", "data"], capture_output=True, text=True)
+    shell = subprocess.run([sys.executable, "-m", "anogan.cli", "data"], capture_output=True, text=True)
     assert shell.returncode == 0 and "digits" in shell.stdout
