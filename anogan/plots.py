@@ -46,7 +46,7 @@ def show(fig,  # a matplotlib figure
         raise InputError("the figure has no alternative text: pass alt=, a sentence that says what the picture shows")
     from IPython.display import Image, display  # only here: a training run must not need a notebook
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=90)
+    fig.savefig(buffer, format="png", dpi=90, pil_kwargs=dict(optimize=True))
     display(Image(buffer.getvalue(), format="png", alt=alt))
 
 # %% ../nbs/91_plots.ipynb #b4b5cc93
