@@ -154,7 +154,7 @@ def network_figure(net: torch.nn.Module,  # a generator with `encoder`, `skip` a
     (first, *_, last), step = shapes, min(0.5, 1.5 / n)
     lists = (name for name, child in net.named_children() if isinstance(child, torch.nn.ModuleList))
     down, up = (name for name in lists if name not in ("encoder", "skip", "fuse", "decoder"))
-    fig, ax = new_figure(width=7.5, height=1.05 * (n + 2))
+    fig, ax = new_figure(width=6, height=0.95 * (n + 2))
     ax.set(xlim=(-0.8, 6.8), ylim=(-n - 0.5, 1.5)), ax.axis("off")
     def box(name, x, y, colour):
         lines = filter(None, (name, _said(net, name), "×".join(map(str, shapes[name]))))
