@@ -5,10 +5,10 @@ __all__ = ['app', 'Out', 'Dataset', 'AbnormalClass', 'Category', 'Root', 'NTrain
            'RecipeName', 'Dim', 'PatchSize', 'Ngf', 'Ndf', 'Nz', 'Epochs', 'BatchSize', 'Seed', 'Rate', 'WAdv', 'WCon',
            'WLat', 'Device', 'Precision', 'Legacy', 'Display', 'GridFile', 'Datasets', 'Classes', 'Models', 'Recipes',
            'Seeds', 'Jobs', 'Backend', 'Scheduler', 'Scores', 'SkipBad', 'in_one_sentence', 'train', 'names',
-           'experiment', 'report', 'score', 'export', 'data', 'main']
+           'experiment', 'report', 'score', 'export', 'plant', 'data', 'main']
 
 # %% ../nbs/18_cli.ipynb #fef8fa9e
-"""The command line: `anogan train`, `anogan experiment`, `anogan report`, `anogan score`, `anogan export`, `anogan data`. It holds no logic of its own."""
+"""The command line, `anogan`: train, experiment, report, score, export, plant and data. It holds no logic of its own."""
 import os
 import sys
 from dataclasses import replace
@@ -191,6 +191,19 @@ def export(
     detector = Detector.load(run, "cpu")
     off = to_onnx(detector, model)
     print(f"{model} takes images (N, {detector.channels}, {detector.isize}, {detector.isize}) uint8 and differs from {run} by at most {off:.0e}")
+
+# %% ../nbs/18_cli.ipynb #c27a90d1
+@app.command()
+@in_one_sentence
+def plant(
+    run: Annotated[Path, typer.Argument(help="folder that `anogan train` wrote")],
+    folder: Annotated[Path, typer.Argument(help="folder of images to check, or one image")],
+    out: Annotated[Path, typer.Option("--out", help="HTML file to write")],
+    device: Device = "auto",
+):
+    "Check a folder of images and write a page about it: what to look at first, how often that is wrong, and what goes unseen."
+    from anogan.plant import write_plant_page
+    print(f"page in {write_plant_page(run, folder, out, device)}")
 
 # %% ../nbs/18_cli.ipynb #b06e0f40
 @app.command()

@@ -2,11 +2,12 @@
 
 # %% auto #0
 __all__ = ['NORMAL', 'ABNORMAL', 'THIRD', 'STYLE', 'new_figure', 'show', 'draw_image', 'image_rows', 'score_histogram',
-           'roc_curve_plot']
+           'roc_curve_plot', 'part_shapes', 'network_figure']
 
 # %% ../nbs/91_plots.ipynb #a1a8f2c0
 """One style for every figure of the course, and the only door by which a figure is shown."""
 import io
+import re
 
 import matplotlib
 import numpy as np
@@ -46,7 +47,7 @@ def show(fig,  # a matplotlib figure
         raise InputError("the figure has no alternative text: pass alt=, a sentence that says what the picture shows")
     from IPython.display import Image, display  # only here: a training run must not need a notebook
     buffer = io.BytesIO()
-    fig.savefig(buffer, format="png", dpi=90)
+    fig.savefig(buffer, format="png", dpi=90, pil_kwargs=dict(optimize=True))
     display(Image(buffer.getvalue(), format="png", alt=alt))
 
 # %% ../nbs/91_plots.ipynb #b4b5cc93
@@ -112,3 +113,58 @@ def roc_curve_plot(ax,  # axes to draw on
     ax.plot([0, 1], [0, 1], color="grey", lw=0.8, ls=":")
     ax.set_xlabel("false alarms"); ax.set_ylabel("hits"); ax.set_aspect("equal")
     if label: ax.legend(fontsize=8, loc="lower right")
+
+# %% ../nbs/91_plots.ipynb #91e0a002
+def part_shapes(net: torch.nn.Module,  # its direct children are its parts, those in a `ModuleList` one by one
+                x: torch.Tensor,  # (B, C, H, W) images to run on
+               ) -> dict:  # name -> shape of one output, without B, in the order of execution
+    "What comes out of each part of a network."
+    shapes, hooks = {}, []
+    for name, child in net.named_children():
+        parts = {f"{name}.{i}": part for i, part in enumerate(child)} if isinstance(child, torch.nn.ModuleList) else {name: child}
+        for key, part in parts.items():
+            hooks.append(part.register_forward_hook(lambda module, inputs, out, key=key: shapes.update({key: tuple(out.shape[1:])})))
+    try:
+        with torch.no_grad(): net(x)
+    finally:
+        for hook in hooks: hook.remove()
+    return shapes
+
+# %% ../nbs/91_plots.ipynb #91e0a004
+def _said(net, name):
+    "What a part is, in words: the number of its blocks, or the name of its class."
+    part = net.get_submodule(name)
+    if isinstance(part, torch.nn.Sequential) and name.split(".")[0] in ("encoder", "skip", "bottom", "decoder"):
+        return f"{len(part)} block{'s' * (len(part) != 1)}"
+    return "" if isinstance(part, torch.nn.Sequential) else re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(part).__name__).lower()
+
+
+def _arrow(ax, start, end, label=""):
+    "An arrow between two boxes."
+    (x0, y0), (x1, y1) = start.get_position(), end.get_position()
+    ax.annotate("", (x1, y1), (x0, y0), arrowprops=dict(arrowstyle="-|>", patchA=start.get_bbox_patch(), patchB=end.get_bbox_patch(), color="dimgrey"))
+    if label: ax.text((x0 + x1) / 2, (y0 + y1) / 2, label, ha="center", va="center", fontsize=8, bbox=dict(fc="white", ec="none", pad=1))
+
+# %% ../nbs/91_plots.ipynb #91e0a005
+def network_figure(net: torch.nn.Module,  # a generator with `encoder`, `skip` and `decoder` of as many stages, and `bottom`
+                   x: torch.Tensor,  # (B, C, H, W) images to run on
+                  ) -> tuple:  # (figure, alternative text)
+    "A U-shaped generator, drawn by itself: down the encoder, up the decoder, skips across, each part with the shape of its output."
+    shapes, n = part_shapes(net, x), len(net.encoder)
+    (first, *_, last), step = shapes, min(0.5, 1.5 / n)
+    lists = (name for name, child in net.named_children() if isinstance(child, torch.nn.ModuleList))
+    down, up = (name for name in lists if name not in ("encoder", "skip", "fuse", "decoder"))
+    fig, ax = new_figure(width=6, height=0.95 * (n + 2))
+    ax.set(xlim=(-0.8, 6.8), ylim=(-n - 0.5, 1.5)), ax.axis("off")
+    def box(name, x, y, colour):
+        lines = filter(None, (name, _said(net, name), "×".join(map(str, shapes[name]))))
+        frame = dict(boxstyle="round,pad=0.4", fc="white", ec=colour, lw=1.5)
+        return ax.text(x, y, "\n".join(lines), ha="center", va="center", fontsize=8, bbox=frame)
+    left, across, right = ([box(f"{part}.{i}", x + slant * step * i, -i, colour) for i in range(n)]
+                           for part, x, slant, colour in (("encoder", 0, 1, NORMAL), ("skip", 3, 0, THIRD), ("decoder", 6, -1, ABNORMAL)))
+    path = [box(first, 0, 1, "black"), *left, box("bottom", 3, -n, "black"), *right[::-1], box(last, 6, 1, "black")]
+    for start, end, label in zip(path, path[1:], ["", *[down] * n, *[f"{up}, fuse"] * n, ""]): _arrow(ax, start, end, label)
+    for stage in zip(left, across, right): _arrow(ax, *stage[:2]), _arrow(ax, *stage[1:])
+    def listed(boxes): return "; ".join(box.get_text().replace("\n", ", ") for box in boxes)
+    sides = f"Down: {listed(path[:n + 1])}. At the bottom: {listed([path[n + 1]])}. Up: {listed(path[n + 2:])}. Across: {listed(across)}."
+    return fig, f"The network as a U. {sides}"

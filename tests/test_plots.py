@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from anogan import plots
+from anogan.anotrans import AnoTrans
 from anogan.errors import InputError
+from anogan.gannext import GanNeXt
 
 
 def test_import_needs_neither_notebook_nor_window():
@@ -71,3 +73,28 @@ def test_roc_curve_of_a_perfect_detector_touches_the_corner():
     _, plain = plots.new_figure()
     plots.roc_curve_plot(plain, [0.1, 0.9], [0, 1])
     assert plain.get_legend() is None
+
+
+def boxes(net, side=32):
+    "What stands in the boxes of the drawn network, and its text."
+    fig, alt = plots.network_figure(net, torch.zeros(1, 1, side, side))
+    return [text.get_text().split("\n") for text in fig.axes[0].texts if text.get_bbox_patch() and "×" in text.get_text()], alt
+
+
+@pytest.mark.parametrize(("depths", "dim"), [((1, 1), 4), ((2, 1, 3), 8), ((1, 1, 1, 1, 2), 4)])
+def test_the_drawn_gannext_is_the_one_given(depths, dim):
+    drawn, alt = boxes(GanNeXt(isize=32, channels=1, dim=dim, depths=depths).eval())
+    for i, n in enumerate(depths[:-1]):
+        shape = f"{dim * 2**i}×{16 // 2**i}×{16 // 2**i}"
+        for part in (f"encoder.{i}", f"decoder.{i}"): assert [part, f"{n} block{'s' * (n > 1)}", shape] in drawn and f"{part}, {n} block" in alt
+        assert [f"skip.{i}", "1 block", shape] in drawn
+    assert len(drawn) == 3 * (len(depths) - 1) + 3
+
+
+def test_the_drawn_anotrans_says_which_skips_attend():
+    net = AnoTrans(isize=32, channels=1, dim=8, depth=2)
+    drawn, alt = boxes(net)
+    assert ["skip.0", "attended skip", "16×16×8"] in drawn and ["skip.1", "plain skip", "8×8×16"] in drawn and ["bottom", "attention block", "4×4×32"] in drawn
+    assert "encoder.2" not in alt and "encoder.2, attention block, 4×4×64" in boxes(AnoTrans(isize=32, channels=1, dim=16))[1]
+    assert ["skip.0", "plain skip", "16×16×8"] in boxes(AnoTrans(isize=32, channels=1, dim=8, skip="plain"))[0]
+    assert not any(module._forward_hooks for module in net.modules())
