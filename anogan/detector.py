@@ -9,6 +9,7 @@ __all__ = ['GENERATORS', 'SCORE_BATCH', 'FORMAT', 'MEMORY_SIZE', 'HEAT_SIGMA', '
 import json
 import math
 import os
+import sys
 from dataclasses import asdict
 from hashlib import sha256
 from inspect import signature
@@ -94,7 +95,7 @@ def finite(value,  # what should be a number
            above: float = -math.inf,  # it has to be more than this
           ) -> float:  # the same number
     "Raise one sentence where a value is no finite number."
-    if type(value) not in (int, float) or not above < value < math.inf:
+    if type(value) not in (int, float) or not (above < value and abs(value) <= sys.float_info.max):
         raise InputError(f"{what} is {str(value)[:80]}, not a finite number" + (f" above {above:g}" if above > -math.inf else ""))
     return float(value)
 
@@ -294,7 +295,14 @@ class Detector(BaseDetector):
              ) -> torch.Tensor:  # (N,) float32, higher = more abnormal
         "Anomaly score of each image, from the terms that have a weight."
         terms = self.terms(images, self.weights)
-        return join_terms(self.calibration(terms) if self.calibration else terms, self.weights)
+        return self.sound(join_terms(self.calibration(terms) if self.calibration else terms, self.weights))
+
+    def sound(self,
+              values: torch.Tensor,  # what the networks gave
+             ) -> torch.Tensor:  # the same
+        "Refuse values that are not finite."
+        if values.isfinite().all(): return values
+        raise InputError("this detector gives values that are not finite: its weights are damaged; load another copy, or fit it again")
 
     def score_files(self,
                     files,  # image files
@@ -356,7 +364,7 @@ class Detector(BaseDetector):
                ) -> torch.Tensor:  # (N, H, W) ≥ 0; above 1: hotter than the hottest spot of nearly every normal image
         "Where each image is abnormal: its smoothed squared error, on a scale fixed by normal validation images."
         maps = self.each(images, lambda x: smooth(error_map(x, self.generator(x)), HEAT_SIGMA * self.isize))
-        return torch.cat(maps).cpu() / self.heat_scale
+        return self.sound(torch.cat(maps).cpu() / self.heat_scale)
 
     def config(self) -> dict:  # JSON-able
         "What it takes to build this detector again."
@@ -473,9 +481,9 @@ class Detector(BaseDetector):
             getattr(detector, part).to(start_accelerator(device).device)
         remembered = {key.split("/", 1)[1]: t.to(start_accelerator(device).device) for key, t in tensors.items() if key.startswith("memory/")}
         if remembered: detector.memory = Memory(remembered)
-        detector.threshold, detector.weights, detector.heat_scale = facts["threshold"], facts["weights"], facts["heat_scale"]
+        detector.threshold, detector.heat_scale = float(facts["threshold"]), float(facts["heat_scale"])
+        detector.weights = {name: float(weight) for name, weight in facts["weights"].items()}
         detector.calibration = Calibration(**facts["calibration"]) if facts["calibration"] else None
         grey = torch.zeros(1, detector.channels, detector.isize, detector.isize)
-        if not (detector.score(grey).isfinite().all() and detector.heatmap(grey).isfinite().all()):
-            raise InputError("it gives a grey image a score or a heat map that is not finite")
+        detector.score(grey), detector.heatmap(grey)  # numbers that lead nowhere are refused here
         return detector

@@ -75,8 +75,14 @@ class LegacyEval:
         self.detector, self.test, self.path = detector, test, Path(path) if path else None
         self.labels, self.order = labels.sort(stable=True)
         self.weights = find_recipe("published", detector.model).score
-        try: self.aurocs = json.loads(self.path.read_text()) if self.path and self.path.exists() else {}
-        except ValueError: raise InputError(f"{self.path} is damaged: start afresh in another folder") from None
+        self.aurocs = self.kept() if self.path and self.path.exists() else {}
+
+    def kept(self) -> dict:  # epoch -> AUROC
+        "The figures of an earlier part of the run."
+        try: figures = json.loads(self.path.read_bytes())
+        except (ValueError, RecursionError): figures = None
+        if isinstance(figures, dict) and all(isinstance(figure, float) for figure in figures.values()): return figures
+        raise InputError(f"{self.path} is damaged: start afresh in another folder")
 
     def scores(self,
                training: bool = True,  # True: as released; False: the same score in eval mode

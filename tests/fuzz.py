@@ -22,6 +22,7 @@ import warnings
 import zlib
 from collections import Counter
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import asdict
 from hashlib import sha256
 from pathlib import Path
@@ -34,7 +35,7 @@ from safetensors.torch import load, save
 
 from anogan.data import load_dataset, load_images
 from anogan.detector import Detector
-from anogan.errors import AnoganError
+from anogan.errors import AnoganError, TrainingError
 from anogan.experiments import RunConfig, claim, run
 from anogan.legacy import LegacyEval
 from anogan.released import load_released
@@ -93,6 +94,8 @@ STRANGE = (None, True, -1, 0, 1, 2, 3, 7, 31, 1e308, 10**30, 10**400, 0.5, float
            "os.system", "builtins.exec", "../../../etc/passwd", "\x00", "ü\ud800", [], {}, [1], [[]], {"a": 1}, [0, 0], [10**9] * 4,
            "__import__('os').system('true')", 10**9, 65_536)
 
+ADDED = ("class", "__class__", "model", "../x", "path", "device")
+
 
 def paths_in(facts, at=()):
     "Every place in nested JSON."
@@ -111,9 +114,9 @@ def mangled(facts, rng):
         inner = facts
         for step in way: inner = inner[step]
         kind = rng.choice(["value", "value", "value", "lose", "add", "rename"])
-        if kind == "value": inner[key] = rng.choice(STRANGE)
+        if kind == "value": inner[key] = deepcopy(rng.choice(STRANGE))
         if kind == "lose": del inner[key]
-        if kind == "add" and isinstance(inner, dict): inner[rng.choice(["class", "__class__", "model", "../x", "path", "device"])] = rng.choice(STRANGE)
+        if kind == "add" and isinstance(inner, dict): inner[rng.choice(ADDED)] = deepcopy(rng.choice(STRANGE))
         if kind == "rename" and isinstance(inner, dict): inner[str(key) + "_"] = inner.pop(key)
     return facts
 
@@ -377,7 +380,7 @@ def outcome(kind, path, act):
         return "success", "", ""
     except AnoganError as e:
         text = str(e)
-        named = path.name in text or str(path.parent) in text
+        named = path.name in text or str(path.parent) in text or "this detector" in text or isinstance(e, TrainingError)  # numbers know no file
         faults = ["more than one line"] * ("\n" in text or len(text) > 1500) + ["does not name the file"] * (not named)
         return type(e).__name__, "; ".join(faults), text
     except Hang as e: return "hang", str(e), ""

@@ -232,3 +232,21 @@ def test_a_planted_defect_is_found_where_it_is():
     x[:, :, 4:10, 20:26] = -1
     row, col = divmod(int(detector.heatmap(x)[0].argmax()), 32)
     assert 3 <= row <= 10 and 19 <= col <= 26
+
+
+def test_a_threshold_written_as_a_huge_integer_is_a_number(data, tmp_path):
+    narrow().fit(data.train, data.val).save(tmp_path)
+    path = tmp_path / "detector.json"
+    facts = json.loads(path.read_text())
+    for threshold, message in ((10**30, None), (10**400, "the threshold is 1000.*not a finite number")):
+        path.write_text(json.dumps(facts | dict(threshold=threshold)))
+        if message:
+            with pytest.raises(InputError, match=message): Detector.load(tmp_path, "cpu")
+        else: assert not Detector.load(tmp_path, "cpu").predict(data.test).any()
+
+
+def test_scores_that_are_no_numbers_are_refused(data):
+    detector = narrow().fit(data.train, data.val)
+    with torch.no_grad(): detector.discriminator.layers[0][0].weight.fill_(1e38)
+    for ask in (detector.score, detector.predict):
+        with pytest.raises(InputError, match="values that are not finite: its weights are damaged"): ask(data.test)

@@ -150,7 +150,8 @@ def test_figures_that_were_lost_are_one_sentence(tmp_path):
     def after_two(row):
         if row["epoch"] == 2: raise PowerCut
     with pytest.raises(PowerCut): run(PEEKING, tmp_path / "half", progress=False, on_epoch=after_two)
-    for content, fault in (("{", "legacy.json is damaged"), ('{"2": 0.5}', "no test of epoch 1")):
+    damaged = [(content, "legacy.json is damaged") for content in ("{", "[" * 100_000, "[1]", '{"1": "x"}')]
+    for content, fault in (*damaged, ('{"2": 0.5}', "no test of epoch 1")):
         (tmp_path / "half/legacy.json").write_text(content)
         with pytest.raises(InputError, match=fault) as e: run(PEEKING, tmp_path / "half", progress=False)
         assert "\n" not in str(e.value)

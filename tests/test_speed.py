@@ -60,3 +60,8 @@ def test_what_was_measured_can_be_told(path):
     assert speed.report(facts).count("\n| ") > len(facts["cells"])
     assert all(s > 0 for cell in facts["cells"] for way in cell["ways"].values() for s in way["seconds"])
     assert {(model, what) for model, what, *_ in speed.exponents(facts)} >= {("anotrans", "pixels of an image"), ("gannext", "width")}
+
+
+def test_the_readme_tells_what_was_measured():
+    rows = [row for row in speed.short_table(json.loads((speed.RESULTS / "speed-cpu.json").read_text())).splitlines() if "| 128 |" in row]
+    assert len(rows) > 10 and set(rows) <= set((ROOT / "README.md").read_text().splitlines())

@@ -1,5 +1,6 @@
 """The trainer: runs that are cut and resumed, what lies on the disk, what is refused, and what the caller notices."""
 import csv
+import json
 import math
 import os
 import random
@@ -8,7 +9,7 @@ from dataclasses import FrozenInstanceError, asdict, replace
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save, save_file
 
 from anogan import trainer as module
 from anogan.anotrans import AnoTrans
@@ -295,6 +296,18 @@ def test_a_checkpoint_of_other_networks_is_one_sentence_and_changes_nothing(tmp_
     before = state(trainer)
     with pytest.raises(InputError, match="not a checkpoint of these networks .*delete it to start afresh"): trainer.fit(IMAGES)
     assert same(state(trainer), before)
+
+
+@pytest.mark.parametrize("mangle", [
+    lambda log: log.clear(), lambda log: log[0].pop("con"), lambda log: log[0].update(event="\ud800"), lambda log: log[0].update(con="x"),
+    lambda log: log[0].update(more=1.0)])
+def test_a_checkpoint_with_a_log_that_is_none_is_refused(tmp_path, mangle):
+    save_a_run(tmp_path)
+    path = tmp_path / "checkpoint.safetensors"
+    facts = load_checkpoint(path, {}, {})
+    mangle(facts["history"])
+    path.write_bytes(save(load_file(path), metadata={"facts": json.dumps(facts)}))
+    with pytest.raises(InputError, match="does not say what run it belongs to"): make(2, folder=tmp_path).fit(IMAGES)
 
 
 def test_a_checkpoint_of_a_deeper_network_is_not_poured_into_a_shallower_one(tmp_path):
