@@ -35,7 +35,7 @@ from tqdm.auto import tqdm
 from .baselines import BASELINES
 from .costs import flops, parameters
 from .data import DATASETS, DEFECTS, _class_number, load_dataset
-from .detector import HEAT_SIGMA, Detector
+from .detector import HEAT_SIGMA, Detector, interval
 from .errors import InputError, choose
 from .evaluation import delong_test
 from .legacy import LegacyEval
@@ -132,7 +132,7 @@ def verdict(metrics: dict,  # from `run`
     "The result in words, with the baselines beside it; says plainly when the detector loses, and which figure has peeked."
     if metrics["auroc"] is None: return f"{metrics['model']}: no abnormal test images, so no AUROC; false alarms {metrics['false_alarm_rate']:.3f}"
     named = {metrics["model"]: metrics, **metrics["baselines"]}
-    line = ", ".join(f"{name} {m['auroc']:.3f} [{m['auroc_ci'][0]:.3f}, {m['auroc_ci'][1]:.3f}]" for name, m in named.items())
+    line = ", ".join(f"{name} {interval(m, 'auroc')}" for name, m in named.items())
     lines, rival, legacy = [f"AUROC: {line}"], metrics["versus_best_baseline"], metrics.get("legacy")
     if rival:
         outcome = "is level with" if rival["low"] <= 0 <= rival["high"] else "beats" if rival["difference"] > 0 else "loses to"
