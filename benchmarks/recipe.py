@@ -22,7 +22,7 @@ from anogan.detector import Detector
 from anogan.evaluation import auroc, delong_test, evaluate_scores, peeking_gap
 from anogan.memory import Memory
 from anogan.scoring import score_terms
-from anogan.trainer import write_atomically
+from anogan.trainer import has_bf16, write_atomically
 
 VARIANTS = {  # name -> options of the detector; a string names a way of training that is no option
     "recommended": {}, "no second task": dict(contrast=False), "no noise": dict(noise=0.0), "no adversarial loss for G": dict(w_adv=0.0, w_lat=0.0),
@@ -41,6 +41,7 @@ def train_on_views(detector, data):
         for batch in torch.randperm(len(x)).split(detector.batch_size):
             if len(batch) < detector.batch_size: continue
             loss = view_loss(discriminator, projection, x[batch], detector.recipe.crop)
+            with torch.no_grad(): discriminator(x[batch])  # BatchNorm's averages see whole images, too, as beside a GAN
             optimizer.zero_grad(), loss.backward(), optimizer.step()
     discriminator.eval()
 
@@ -138,7 +139,8 @@ def main():
         for key in wanted:
             rows.append(cell(args, key, data, rivals))
             print({name: rows[-1][name] for name in ("model", "variant", "abnormal_class", "seed", "auroc", "score", "baselines")}, flush=True)
-            facts = dict(torch=torch.__version__, python=platform.python_version(), machine=platform.machine(), rows=rows)
+            facts = dict(torch=torch.__version__, python=platform.python_version(), machine=platform.machine(),
+                         precision="bf16" if has_bf16(args.device) else "fp32", rows=rows)
             args.out.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(args.out, json.dumps(facts, indent=1).encode())
 
