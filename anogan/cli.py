@@ -144,7 +144,7 @@ def experiment(out: Out, grid: GridFile = None, dataset: Datasets = None, classe
 def report(
     sweep: Annotated[Path, typer.Argument(help="folder that `anogan experiment` wrote into, finished or not")],
 ):
-    "Write report.html and report.md about what a table of experiments has so far."
+    "Write report.html, report.md and report.json about what a table of experiments has so far."
     from anogan.report import write_report
     print(f"report in {write_report(sweep)}")
 

@@ -13,7 +13,7 @@ import csv
 import html
 import io
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from PIL import Image
 from .baselines import BASELINES
 from .errors import InputError
 from .evaluation import PairedTest, delong_test, mean_difference, mean_sd
-from .experiments import RunConfig, read_metrics, read_scores, read_sweep, verdict
+from .experiments import RunConfig, read_metrics, read_scores, read_sweep, verdict, write_json
 from .plots import new_figure, roc_curve_plot
 from .trainer import write_atomically
 
@@ -380,10 +380,10 @@ def page(blocks: list,  # of `Text`, `Table` and `Figure`
     return (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n<body><main>\n{body}\n</main></body></html>\n")
 
-
+# %% ../nbs/23_report.ipynb #1c799680
 def write_report(folder,  # of a sweep
                 ) -> Path:  # the page
-    "Write `report.html` and `report.md` about a sweep, finished or not, into its folder."
+    "Write `report.html`, `report.md` and, for programs, `report.json` (config and metrics of every run) about a sweep, finished or not, into its folder."
     folder, runs = Path(folder), read_runs(folder)
     if not runs: raise InputError(f"no run in {folder} is finished yet: there is nothing to report")
     title = f"Anomaly detection on {', '.join(dict.fromkeys(run.config.dataset for run in runs))}"
@@ -392,4 +392,5 @@ def write_report(folder,  # of a sweep
     blocks += [Text("Machines", 2), environment_table(runs), Text("How to read this", 2), *map(Text, READING)]
     write_atomically(folder / "report.html", page(blocks, title).encode())
     write_atomically(folder / "report.md", ("\n\n".join(block.markdown() for block in blocks) + "\n").encode())
+    write_json(folder / "report.json", [dict(config=asdict(run.config), metrics=run.metrics) for run in runs])
     return folder / "report.html"

@@ -1,0 +1,102 @@
+"What the chapter on ablations cannot show in its small example: pairs over classes, tables that lack a run, and the committed rows."
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import ttest_rel
+
+from anogan.ablation import VARIANTS, ablation_table, gain, gain_figure, gain_text, train_variant
+from anogan.data import load_dataset
+from anogan.detector import Detector
+from anogan.errors import InputError
+from anogan.trainer import TERMS
+
+ROOT = Path(__file__).parent.parent
+SMALL = dict(model="gannext", isize=32, epochs=1, batch_size=16, device="cpu", precision="fp32", dim=8, depths=(1, 1, 1, 1), ndf=8, nz=16)
+
+
+def made_up(seeds=3, classes=("0", "1"), variants=("nothing", "noise")):
+    random = np.random.default_rng(0)
+    return [dict(model=model, variant=variant, abnormal_class=c, seed=seed, auroc=float(random.uniform(0.6, 1)),
+                 terms={term: float(random.uniform(0.4, 1)) for term in TERMS})
+            for model in ("anotrans", "gannext") for variant in variants for c in classes for seed in range(seeds)]
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_dataset("digits", abnormal_class=8, n_train=48)
+
+
+@pytest.mark.parametrize("term", ["score", "rec"])
+def test_a_gain_is_the_paired_test_over_seeds_after_averaging_over_classes(term):
+    rows = made_up()
+    def by_seed(variant):
+        def value(r): return r["auroc"] if term == "score" else r["terms"][term]
+        return [np.mean([value(r) for r in rows if (r["model"], r["variant"], r["seed"]) == ("gannext", variant, seed)]) for seed in range(3)]
+    found, oracle = gain(rows, "gannext", "noise", term), ttest_rel(by_seed("nothing"), by_seed("noise"))
+    assert found.difference == pytest.approx(np.mean(by_seed("nothing")) - np.mean(by_seed("noise")))
+    assert found.p == pytest.approx(oracle.pvalue) and [found.low, found.high] == pytest.approx([*oracle.confidence_interval()])
+
+
+def test_the_order_of_the_rows_does_not_matter():
+    rows = made_up()
+    assert gain(rows, "gannext", "noise") == gain(rows[::-1], "gannext", "noise")
+
+
+def test_a_run_without_a_partner_is_refused():
+    rows = [r for r in made_up() if (r["variant"], r["abnormal_class"], r["seed"]) != ("noise", "1", 2)]
+    with pytest.raises(InputError, match=r"\(2, '1'\).*has no partner"): gain(rows, "gannext", "noise")
+
+
+def test_the_table_has_a_line_for_each_generator_and_ingredient():
+    lines = ablation_table(made_up(), ("score", "rec")).splitlines()
+    assert len(lines) == 2 + 4 and all(line.count("|") == lines[0].count("|") for line in lines)
+    assert "it adds to rec" in lines[0] and lines[2].endswith("|  |  |") and gain_text(gain(made_up(), "gannext", "noise")) in lines[5]
+
+
+def test_the_figure_says_every_gain_in_words():
+    _, alt = gain_figure(made_up())
+    assert all(gain_text(gain(made_up(), model, "noise")) in alt for model in ("anotrans", "gannext"))
+
+
+@pytest.mark.parametrize(("left_out", "field", "value"), [("noise", "noise", 0.0), ("second task", "contrast", False)])
+def test_a_variant_is_the_recipe_with_one_field_changed(data, left_out, field, value):
+    changed, whole = (train_variant(name, data, seed=0, **SMALL).recipe for name in (left_out, "nothing"))
+    assert {name: v for name, v in vars(changed).items() if v != getattr(whole, name)} == {field: value}
+
+
+def test_without_its_adversarial_loss_g_is_trained_by_reconstruction_alone(data):
+    weights = train_variant("adversarial loss of G", data, seed=0, **SMALL).recipe.weights
+    assert (weights.adv, weights.lat) == (0, 0) and weights.con > 0
+
+
+def test_without_training_and_without_the_gan_the_generator_is_as_drawn(data):
+    drawn = Detector(seed=0, channels=1, **SMALL)
+    for name, same in (("training", True), ("the GAN", False)):
+        detector = train_variant(name, data, seed=0, **SMALL)
+        assert all(torch.equal(a, b) for a, b in zip(detector.generator.state_dict().values(), drawn.generator.state_dict().values()))
+        weights = [torch.equal(a, b) for a, b in zip(detector.discriminator.parameters(), drawn.discriminator.parameters())]
+        assert all(weights) == same and detector.threshold is not None and detector.history == []
+
+
+def test_the_discriminator_without_the_gan_takes_as_many_steps_as_with_one(data):
+    with_it, without = (train_variant(name, data, seed=0, **SMALL).discriminator.layers[1][1] for name in ("nothing", "the GAN"))
+    assert int(with_it.num_batches_tracked) == 3 * 3 and int(without.num_batches_tracked) == 2 * 3  # real, fake and views; views and real
+
+
+def test_the_watcher_gets_the_detector_and_every_row(data):
+    seen = []
+    detector = train_variant("nothing", data, lambda *args: seen.append(args), seed=0, **SMALL)
+    assert [args[0] is detector for args in seen] == [True] and [args[1] for args in seen] == detector.history
+
+
+@pytest.mark.parametrize("name", ["digits", "elpv"])
+def test_the_committed_ablation_has_every_variant_of_both_generators_over_three_seeds(name):
+    rows = json.loads((ROOT / f"results/ablation-{name}.json").read_text())["rows"]
+    for model in ("anotrans", "gannext"):
+        for variant in VARIANTS:
+            runs = [(r["seed"], r["abnormal_class"]) for r in rows if (r["model"], r["variant"]) == (model, variant)]
+            assert len(runs) == len(set(runs)) and len({seed for seed, _ in runs}) >= 3
+    assert ablation_table(rows)
