@@ -1,6 +1,6 @@
 """What does each ingredient of a recipe do? One row per data set, class, generator, variant and seed; a run that is cut off goes on.
 
-    python benchmarks/recipe.py results/ablation-digits.json --classes 0 1 8 --epochs 5 --variants "nothing" "second task" "noise" …
+    python benchmarks/recipe.py results/ablation-digits.json --classes 1 8 --epochs 5 --variants "nothing" "second task"
     python benchmarks/recipe.py results/ablation-digits.json --table
 
 Development classes, on which the recipe was chosen, are digits 0, 1 and 8, Fashion-MNIST 0, 4 and 8, and every second test image of ELPV.
@@ -8,6 +8,8 @@ Development classes, on which the recipe was chosen, are digits 0, 1 and 8, Fash
 import argparse
 import json
 import platform
+import shlex
+import sys
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
@@ -69,7 +71,8 @@ def main():
     parser.add_argument("--peek", action="store_true", help="test after every epoch, too, and note how much choosing the best epoch would add")
     parser.add_argument("--table", action="store_true", help="print what is there as Markdown and stop")
     args = parser.parse_args()
-    rows = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
+    known = json.loads(args.out.read_text()) if args.out.exists() else dict(rows=[])
+    rows, commands = known["rows"], list(dict.fromkeys([*known.get("commands", ()), shlex.join(["python", *sys.argv])]))
     if args.table: return print(ablation_table(rows, ("score", *TERMS)))
     setting = {name: getattr(args, name) for name in ("dataset", "category", "recipe", "size", "isize", "epochs", "batch_size", "n_train")}
     done = {tuple(r[name] for name in ("model", "variant", "abnormal_class", "seed", *setting)) for r in rows}
@@ -83,7 +86,7 @@ def main():
             rows.append(cell(args, key, data, rivals))
             print({name: rows[-1][name] for name in ("model", "variant", "abnormal_class", "seed", "auroc", "score", "baselines")}, flush=True)
             facts = dict(torch=torch.__version__, python=platform.python_version(), machine=platform.machine(),
-                         precision="bf16" if has_bf16(args.device) else "fp32", rows=rows)
+                         precision="bf16" if has_bf16(args.device) else "fp32", commands=commands, rows=rows)
             args.out.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(args.out, json.dumps(facts, indent=1).encode())
 

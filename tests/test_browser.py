@@ -137,7 +137,6 @@ def test_the_explorer(browser, serve, tmp_path, command, go):
     expect(counts).not_to_have_text(frozen, use_inner_text=True)
     expect(sentence("promise nothing")).to_be_visible()
     assert float(settled()) < float(at)
-    page.wait_for_timeout(1000)  # while the kernel is busy the page holds the last message of a drag back, and would send it after the click
     button("Frozen threshold").click()
     expect(typed).to_have_value(at)
     expect(counts).to_have_text(frozen, use_inner_text=True)

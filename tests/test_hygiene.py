@@ -238,3 +238,15 @@ def test_the_table_of_the_readme_is_that_of_the_results(name, said):
     line = next(line for line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith(f"| {said}") and line.count("|") == 8)
     expected = [cell("anotrans"), cell("gannext"), cell("gannext", "knn"), cell("gannext", "pca")]
     assert [part.strip() for part in line.split("|")[4:-1]] == expected
+
+
+def test_the_figures_beside_that_table_are_those_of_the_results():
+    text, runs = (ROOT / "README.md").read_text(encoding="utf-8"), runs_in_results("digits")
+    by_class = [statistics.mean(run["auroc"] for run in runs if (run["model"], run["abnormal_class"]) == key)
+                for key in {(run["model"], run["abnormal_class"]) for run in runs}]
+    assert len(by_class) == 20 and f"no digit falls below {int(100 * min(by_class)) / 100:.2f}" in text
+    peeked = [row["peeking_gap"] for row in json.loads((ROOT / "results/ablation-digits.json").read_text(encoding="utf-8"))["rows"] if row["peeking_gap"]]
+    assert f"would have added {max(peeked):.3f} at most" in text
+    for model in ("anotrans", "gannext"):
+        signs = [(run["versus"]["low"] > 0) - (run["versus"]["high"] < 0) for run in runs_in_results("ablation-elpv") if run["model"] == model]
+        assert sorted(signs) == [-1, -1, 1] and "behind it with two seeds and ahead with one" in text
