@@ -70,8 +70,8 @@ WHOLE = "nothing"  # what is left out of the whole recipe
 
 
 def auroc_of(row: dict,  # of one run
-              term: str,  # "score", or a term of it
-             ) -> float:
+             term: str,  # "score", or a term of it
+            ) -> float:
     "The AUROC of the score, or of one term."
     return row["auroc"] if term == "score" else row["terms"][term]
 
