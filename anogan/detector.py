@@ -25,7 +25,7 @@ from .errors import AnoganError, InputError, choose
 from .evaluation import BaseDetector
 from .gannext import GanNeXt
 from .losses import LossWeights
-from .memory import NEIGHBOURS, Memory, hidden_clusters
+from .memory import NEIGHBOURS, Memory
 from .scoring import Calibration, error_map, join_terms, score_terms, smooth
 from .trainer import Recipe, Trainer, enough_memory, find_recipe, kinds, start_accelerator, write_atomically, writing
 from .unets import SAGAN, SkipGANomaly
@@ -33,7 +33,7 @@ from .unets import SAGAN, SkipGANomaly
 # %% ../nbs/16_detector.ipynb #e5635213
 GENERATORS = {"anotrans": AnoTrans, "gannext": GanNeXt, "skipganomaly": SkipGANomaly, "sagan": SAGAN}
 SCORE_BATCH = 256  # images per batch when scoring; the scores do not depend on it
-FORMAT = 2  # of saved detectors; a higher number when older versions cannot read them
+FORMAT = 3  # of saved detectors; a higher number when older versions cannot read them
 MEMORY_SIZE = 10_000  # training images whose features are kept for the score
 HEAT_SIGMA = 1 / 32  # blur of a heat map, as a share of the image's side
 LARGEST = dict(depth=8, depths=64, window=256, kernel=63) | dict.fromkeys(("dim", "patch_size", "heads", "ngf", "ndf", "nz"), 4096)  # of an option
@@ -196,6 +196,7 @@ class Detector(BaseDetector):
         options = {name: value for name, value in self.network.items() if name in option_names(part)}
         network = part(self.isize, self.channels, **options)
         network = init_weights(network) if part is Discriminator or self.recipe.dcgan_init else network
+        if part is Discriminator and self.recipe.keep_map: network.keep_map()
         return network.to(memory_format=torch.channels_last).eval()
 
     def fit(self,
@@ -218,24 +219,16 @@ class Detector(BaseDetector):
                           device=self.device, precision=self.precision, folder=folder, progress=self.progress)
         train = self.at_hand(train)
         self.history = trainer.fit(train, on_epoch)
-        return self.remember(train, val).calibrate(val) if trainer.team.first else self
+        return self.remember(train).calibrate(val) if trainer.team.first else self
 
     def remember(self,
                  train,  # normal training images
-                 val,  # normal images that training did not see
                 ) -> "Detector":
-        "Keep the features of at most `MEMORY_SIZE` training images, where the score asks for neighbours, and settle the score's weights."
-        score = self.recipe.score
-        self.weights = score if isinstance(score, dict) else {score[0]: 1.0}
-        if not (terms := [name for name in score if name in NEIGHBOURS]): return self
-        def some(images, n): return torch.randperm(len(images), generator=torch.Generator().manual_seed(self.seed))[:n]
-        order = some(train, MEMORY_SIZE)
-        self.memory = Memory.fit(self.discriminator, self.batches(train, order), terms)
-        if isinstance(score, dict) or len(terms) == 1: return self
-        remembered, unseen = (torch.cat(list(self.batches(images, index))) for images, index in ((train, order), (val, some(val, SCORE_BATCH * 4))))
-        found = hidden_clusters(self.memory, remembered, self.discriminator, unseen, self.seed)
-        best = max(found, key=found.get, default=terms[0])
-        self.memory, self.weights = Memory({best: self.memory.features[best]}), {best: 1.0}
+        "Keep the features of at most `MEMORY_SIZE` training images, where the score asks for neighbours."
+        self.weights = self.recipe.score
+        if terms := [name for name in self.weights if name in NEIGHBOURS]:
+            order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.seed))[:MEMORY_SIZE]
+            self.memory = Memory.fit(self.discriminator, self.batches(train, order), terms)
         return self
 
     def calibrate(self,
@@ -376,7 +369,9 @@ class Detector(BaseDetector):
         if self.threshold is None: raise InputError("this detector is not fitted yet: call fit before save")
         tensors = {f"{part}/{key}": t.cpu().contiguous() for part in ("generator", "discriminator")
                    for key, t in getattr(self, part).state_dict().items()}
-        if self.memory: tensors |= {f"memory/{term}": t.cpu().contiguous() for term, t in self.memory.features.items()}
+        if self.memory:
+            kept = self.memory.features | ({} if self.memory.whiten is None else dict(whiten=self.memory.whiten))
+            tensors |= {f"memory/{name}": t.cpu().contiguous() for name, t in kept.items()}
         weights = save(tensors)
         return weights, dict(format=FORMAT, config=self.config(), threshold=self.threshold, weights=self.weights, heat_scale=self.heat_scale,
                              calibration=asdict(self.calibration) if self.calibration else None, sha256=sha256(weights).hexdigest())
@@ -454,6 +449,7 @@ class Detector(BaseDetector):
         for term, seen in Memory.look(self.discriminator, torch.empty(2, self.channels, self.isize, self.isize)).items():
             key = f"memory/{term}"
             if key in tensors and tensors[key].shape[1:] == seen.shape[1:] and len(tensors[key]): wanted |= kinds({key: tensors[key].half()})
+            if key in tensors and term == "near_patch": wanted |= kinds({"memory/whiten": torch.empty(2 * seen.shape[-1:])})
         found = kinds(tensors)
         for key in sorted(wanted.keys() | found.keys()):
             if wanted.get(key) != found.get(key): raise InputError(f"{key[:80]} is {found.get(key)}, not {wanted.get(key)}")
@@ -469,18 +465,17 @@ class Detector(BaseDetector):
         "Build the detector that `facts` and `tensors` describe."
         config = dict(facts["config"])
         recipe, network = config.pop("recipe"), config.pop("network")
-        score = recipe["score"]
-        recipe = Recipe(**{**recipe, "betas": tuple(recipe["betas"]), "weights": LossWeights(**recipe["weights"]),
-                           "score": score if isinstance(score, dict) else tuple(score)})
+        recipe = Recipe(**recipe | {"betas": tuple(recipe["betas"]), "weights": LossWeights(**recipe["weights"])})
         options = dict(config, **network, recipe=recipe, device=device)
         with torch.device("meta"): cls(**options).check_tensors(tensors)  # before anything of the size that the file asks for is made
-        check_facts(facts, ["rec", "lat", *(key.split("/")[1] for key in tensors if key.startswith("memory/"))])
+        check_facts(facts, ["rec", "lat", *(key.split("/")[1] for key in tensors if key.startswith("memory/") and key != "memory/whiten")])
         detector = cls(**options)
         for part in ("generator", "discriminator"):
             getattr(detector, part).load_state_dict({key.split("/", 1)[1]: t for key, t in tensors.items() if key.startswith(part + "/")})
             getattr(detector, part).to(start_accelerator(device).device)
         remembered = {key.split("/", 1)[1]: t.to(start_accelerator(device).device) for key, t in tensors.items() if key.startswith("memory/")}
-        if remembered: detector.memory = Memory(remembered)
+        whiten = remembered.pop("whiten", None)
+        if remembered: detector.memory = Memory(remembered, whiten)
         detector.threshold, detector.heat_scale = float(facts["threshold"]), float(facts["heat_scale"])
         detector.weights = {name: float(weight) for name, weight in facts["weights"].items()}
         detector.calibration = Calibration(**facts["calibration"]) if facts["calibration"] else None

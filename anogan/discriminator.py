@@ -30,6 +30,7 @@ class Discriminator(nn.Module):
         self.layers.extend(self.halve(c, 2 * c) for c in widths[:-1])
         self.to_feature = nn.Conv2d(widths[-1], nz, kernel_size=4, bias=False)
         self.classify = nn.Conv2d(nz, 1, kernel_size=3, padding=1, bias=False)
+        self.kept = 0
 
     @staticmethod
     def halve(c_in: int,  # channels in
@@ -48,6 +49,20 @@ class Discriminator(nn.Module):
         maps = []
         for layer in self.layers: maps.append(x := layer(x))
         return maps
+
+    def keep_map(self) -> "Discriminator":
+        "From now on training leaves the layers up to the 8×8 map as they are: weights, and BatchNorm's averages."
+        self.kept = len(self.layers) - 1
+        self.layers[:self.kept].requires_grad_(False)
+        return self.train(self.training)
+
+    def train(self,
+              mode: bool = True,  # training, or evaluation
+             ) -> "Discriminator":
+        "As in every module, but the layers that are kept stay in evaluation mode."
+        super().train(mode)
+        self.layers[:self.kept].eval()
+        return self
 
     def forward(self,
                 x,  # (B, channels, s, s) images in [-1, 1]

@@ -248,7 +248,7 @@ class BackgroundTraining:
         except _Stop:
             if not self.progress.history: raise
             detector.history = list(self.progress.history)
-            detector.remember(data.train, data.val).calibrate(data.val)
+            detector.remember(data.train).calibrate(data.val)
         self.tell(phase="judging", sentence="scoring the test images")
         result, done = judge(self.config, data, detector), len(detector.history)
         if done < epochs: self.tell(phase="stopped", sentence=f"stopped; {done} of {epochs} epochs are kept", result=result)

@@ -14,7 +14,7 @@ from torch import nn
 from .data import to_float
 from .detector import HEAT_SIGMA
 from .errors import AnoganError, InputError
-from .memory import NEIGHBOURS, SPARE, Memory
+from .memory import NEIGHBOURS, SPARE, Memory, standing_out
 from .scoring import error_map, join_terms, latent_distance, reconstruction_error, smooth
 from .trainer import write_atomically
 
@@ -46,6 +46,7 @@ class Exportable(nn.Module):
         self.generator, self.discriminator = (deepcopy(network).cpu().eval() for network in (detector.generator, detector.discriminator))
         for term in NEIGHBOURS.keys() & detector.weights.keys():
             self.register_buffer(term, detector.memory.features[term].cpu().transpose(0, 1).contiguous())
+        self.register_buffer("whiten", detector.memory.whiten.cpu() if "near_patch" in detector.weights else None)
         self.weights, self.calibration, self.threshold = detector.weights, detector.calibration, detector.threshold
         self.sigma, self.heat_scale = HEAT_SIGMA * detector.isize, detector.heat_scale
 
@@ -58,7 +59,9 @@ class Exportable(nn.Module):
         if name == "rec": return reconstruction_error(x, fake)
         if name == "lat": return latent_distance(self.discriminator(x)[1], self.discriminator(fake)[1])
         seen = Memory.look(self.discriminator, x)[name].transpose(0, 1)
-        return nearest_in_place(seen, getattr(self, name).float(), NEIGHBOURS[name]).amax(0).float()
+        if name == "near_patch": seen = seen @ self.whiten
+        distances = nearest_in_place(seen, getattr(self, name).float(), NEIGHBOURS[name]).float()
+        return standing_out(distances.T) if name == "near_patch" else distances[0]
 
     def forward(self,
                 images,  # (B, C, s, s) uint8

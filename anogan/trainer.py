@@ -12,7 +12,7 @@ import json, math, os, time
 from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from csv import DictWriter
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from hashlib import sha256
 from io import StringIO
@@ -50,21 +50,22 @@ class Recipe:
     sigmoid_first: bool = False  # cross-entropy of the sigmoid, not of the logit; the same, but without a gradient where the sigmoid is 0 or 1
     redraw_below: float = 0.0  # draw the discriminator anew when its loss falls under this
     contrast: bool = True  # the discriminator learns to find the two views of one image, see `view_loss`; real or fake is left to its last layer
+    keep_map: bool = True  # the discriminator's layers up to its 8×8 map stay as drawn, see `Discriminator.keep_map`
     crop: float = 0.6  # smallest part of an image that a view shows, as a share of its side
     noise: float = 0.5  # standard deviation of the coarse noise on the generator's input, see `coarse_noise`
     fixed_noise: float = 0.0  # standard deviation of noise that is drawn once and added to the generator's input in every step
     dcgan_init: bool = False  # draw the generator's weights as DCGAN does, N(0, 0.02), and not as PyTorch does; the discriminator's always are
-    score: dict | tuple = ("near_image", "near_map")  # weights of the terms, or terms of the memory, of which hidden clusters choose one
+    score: dict = field(default_factory=lambda: dict(near_image=1.0, near_map=1.0))  # weights of its terms
     calibrate: bool = True  # put the terms on one scale, by their mean and spread on normal validation images
 
     def __post_init__(self):
         for name in ("lr", "noise", "fixed_noise", "redraw_below"):
             if not (value := getattr(self, name)) >= 0: raise InputError(f"{name} is {value}; use 0 or more")
-        for name in self.score: choose(name, TERMS, "term of the score")
-        weights = self.score if isinstance(self.score, dict) else dict.fromkeys(self.score, 1.0)
-        for name, value in weights.items():
+        if not isinstance(self.score, dict): raise InputError(f"the score is {self.score!r}; give each term a weight, as in {{'rec': 0.9, 'lat': 0.1}}")
+        for name, value in self.score.items():
+            choose(name, TERMS, "term of the score")
             if not value >= 0: raise InputError(f"the weight of {name} is {value}; use 0 or more")
-        if not any(weights.values()): raise InputError(f"no term of the score has a weight; give one to {', '.join(TERMS)}")
+        if not any(self.score.values()): raise InputError(f"no term of the score has a weight; give one to {', '.join(TERMS)}")
 
     @classmethod
     def options(cls) -> tuple:  # strings
@@ -82,8 +83,8 @@ class Recipe:
 # %% ../nbs/11_trainer.ipynb #4c5d52bc
 COLLAPSED = 1e-5  # a discriminator loss this small leaves the generator nothing to learn from
 
-PUBLISHED = Recipe(lr=2e-4, latent_in_d=True, third_pass=True, sigmoid_first=True, redraw_below=1e-5, contrast=False, noise=0.0, dcgan_init=True,
-                   score=dict(rec=0.9, lat=0.1), calibrate=False)
+PUBLISHED = Recipe(lr=2e-4, latent_in_d=True, third_pass=True, sigmoid_first=True, redraw_below=1e-5, contrast=False, keep_map=False, noise=0.0,
+                   dcgan_init=True, score=dict(rec=0.9, lat=0.1), calibrate=False)
 PAPERS = ("anotrans", "gannext", "skipganomaly", "sagan")  # the generators that a recipe is named for
 RECIPES = {"recommended": dict.fromkeys(PAPERS, Recipe()),
            "defects": dict.fromkeys(PAPERS, Recipe(crop=0.3, score=dict(near_patch=1.0))),
@@ -407,7 +408,7 @@ class Team:
                networks,  # the networks that run inside the bracket, in training mode
               ):
         "Inside, random numbers and BatchNorm are those of the whole batch."
-        norms = [m for network in networks if self.size > 1 for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        norms = [m for network in networks if self.size > 1 for m in network.modules() if isinstance(m, torch.nn.BatchNorm2d) and m.training]
         for norm in norms: norm.forward = partial(joined_batch_norm, norm)
         try:
             with DrawnForAll(self.rank, self.size) if self.size > 1 else nullcontext(): yield
@@ -477,8 +478,9 @@ class Trainer:
         self.folder, self.progress = Path(folder) if folder else None, progress
 
         def adam(*networks):
-            return torch.optim.Adam([p for network in networks for p in network.parameters()], lr=recipe.lr, betas=recipe.betas, fused=True)
+            return torch.optim.Adam([p for network in networks for p in network.parameters() if p.requires_grad], lr=recipe.lr, betas=recipe.betas, fused=True)
 
+        if recipe.keep_map: discriminator.keep_map()
         self.networks = dict(generator=generator, discriminator=discriminator)
         if recipe.contrast: self.networks |= self.draw_projection()
         for network in self.networks.values(): network.to(self.accelerator.device, memory_format=torch.channels_last)

@@ -27,7 +27,7 @@ def fitted(model, recipe, args):
     "A detector with a full memory; its speed does not depend on what it learnt."
     detector = Detector(model, args.size, args.isize, channels=args.channels, recipe=recipe, device="cpu", progress=False)
     train, val = (to_float(noise(n, args.isize, args.channels, seed)) for n, seed in ((args.memory, 0), (200, 1)))
-    return detector.remember(train, val).calibrate(val)
+    return detector.remember(train).calibrate(val)
 
 
 def seconds(f, *args):

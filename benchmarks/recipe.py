@@ -33,7 +33,7 @@ def watch_test(data, seen):
     def look(detector, row):
         networks = detector.generator, detector.discriminator
         for network in networks: network.eval()
-        seen.append(auroc(detector.remember(data.train, data.val).calibrate(data.val).score(data.test), data.test.labels))
+        seen.append(auroc(detector.remember(data.train).calibrate(data.val).score(data.test), data.test.labels))
         for network in networks: network.train()
     return look
 

@@ -7,10 +7,11 @@ import pytest
 import torch
 from scipy.stats import ttest_rel
 
-from anogan.ablation import VARIANTS, ablation_table, gain, gain_figure, gain_text, train_variant
+from anogan.ablation import PARTS, VARIANTS, ablation_table, gain, gain_figure, gain_text, near_patch_without, train_variant
 from anogan.data import load_dataset
 from anogan.detector import Detector
 from anogan.errors import InputError
+from anogan.memory import Memory, standing_out
 from anogan.trainer import TERMS
 
 ROOT = Path(__file__).parent.parent
@@ -61,7 +62,7 @@ def test_the_figure_says_every_gain_in_words():
     assert all(gain_text(gain(made_up(), model, "noise")) in alt for model in ("anotrans", "gannext"))
 
 
-@pytest.mark.parametrize(("left_out", "field", "value"), [("noise", "noise", 0.0), ("second task", "contrast", False)])
+@pytest.mark.parametrize(("left_out", "field", "value"), [("noise", "noise", 0.0), ("second task", "contrast", False), ("drawn map", "keep_map", False)])
 def test_a_variant_is_the_recipe_with_one_field_changed(data, left_out, field, value):
     changed, whole = (train_variant(name, data, seed=0, **SMALL).recipe for name in (left_out, "nothing"))
     assert {name: v for name, v in vars(changed).items() if v != getattr(whole, name)} == {field: value}
@@ -82,8 +83,26 @@ def test_without_training_and_without_the_gan_the_generator_is_as_drawn(data):
 
 
 def test_the_discriminator_without_the_gan_takes_as_many_steps_as_with_one(data):
-    with_it, without = (train_variant(name, data, seed=0, **SMALL).discriminator.layers[1][1] for name in ("nothing", "the GAN"))
+    with_it, without = (train_variant(name, data, seed=0, **SMALL).discriminator.layers[2][1] for name in ("nothing", "the GAN"))
     assert int(with_it.num_batches_tracked) == 3 * 3 and int(without.num_batches_tracked) == 2 * 3  # real, fake and views; views and real
+
+
+def test_the_map_stays_as_drawn_in_every_variant_but_its_own(data):
+    drawn = Detector(seed=0, channels=1, **SMALL).discriminator.layers[:2].state_dict()
+    for name in VARIANTS:
+        kept = train_variant(name, data, seed=0, **SMALL).discriminator.layers[:2].state_dict()
+        assert all(torch.equal(kept[key], t) for key, t in drawn.items()) == (name != "drawn map")
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_of_near_patch_is_what_the_memory_computes_less_one_thought(data, part):
+    detector = train_variant("training", data, seed=0, **SMALL)
+    known, new = data.train.stack(), data.test.stack()[:20]
+    memory = Memory.fit(detector.discriminator, known.split(256))
+    look = Memory.look(detector.discriminator, known)["near_patch"], Memory.look(detector.discriminator, new)["near_patch"]
+    if part == "worst place": expected = memory.by_place(memory.read(detector.discriminator, new)["near_patch"], "near_patch").amax(dim=1)
+    else: expected = standing_out(torch.stack([torch.cdist(b, a).amin(dim=1) for a, b in zip(*(t.transpose(0, 1) for t in look))], dim=1))
+    torch.testing.assert_close(near_patch_without(part, detector.discriminator, known, new), expected, rtol=1e-2, atol=1e-4)
 
 
 def test_the_watcher_gets_the_detector_and_every_row(data):

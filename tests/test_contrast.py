@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from anogan.contrast import Projection, contrastive_loss, crop_and_turn, random_view, view_loss
+from anogan.contrast import Projection, contrastive_loss, crop_and_turn, quarter_turned, random_view, view_loss
 from anogan.data import load_dataset
 from anogan.discriminator import Discriminator, init_weights
 from anogan.errors import InputError
@@ -63,6 +63,21 @@ def test_nobody_is_their_own_partner_and_gradients_are_finite():
     a = F.normalize(torch.randn(4, 8), dim=1).requires_grad_()
     contrastive_loss(a, a.detach().flip(0)).backward()
     assert a.grad.isfinite().all() and a.grad.abs().sum() > 0
+
+
+def test_a_turned_image_is_the_image_turned_and_never_the_image():
+    torch.manual_seed(0)
+    x = torch.rand(60, 3, 5, 5)
+    turned = quarter_turned(x)
+    which = [[torch.equal(t, image.rot90(k, (1, 2))) for k in range(4)].index(True) for image, t in zip(x, turned)]
+    assert set(which) == {1, 2, 3} and min(map(which.count, (1, 2, 3))) > 8
+
+
+def test_turned_copies_are_other_images_and_not_partners():
+    "A head that sees no difference between an image and its turned copy cannot get below two equal answers."
+    x = torch.rand(6, 1, 8, 8)
+    def blind(x): return None, F.normalize(torch.stack([x.mean((1, 2, 3)), torch.ones(len(x))], 1), dim=1)
+    assert view_loss(blind, lambda f: torch.ones(len(f), 1), x, 1.0).item() == pytest.approx(math.log(4 * 6 - 1), rel=1e-5)
 
 
 def networks(seed=0):

@@ -93,3 +93,22 @@ def test_init_weights_repeats_with_its_seed():
         torch.manual_seed(seed)
         draws.append(init_weights(Discriminator(32, 1, 4, 4)).to_feature.weight)
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
+
+
+def test_a_kept_map_is_not_moved_by_training_and_the_rest_is():
+    torch.manual_seed(0)
+    critic = init_weights(Discriminator(64, 1, ndf=4, nz=8)).keep_map().train()
+    x, before = torch.rand(8, 1, 64, 64), {name: t.clone() for name, t in critic.state_dict().items()}
+    optimizer = torch.optim.Adam([p for p in critic.parameters() if p.requires_grad], 1e-2)
+    for _ in range(2):
+        logits, features = critic(x)
+        optimizer.zero_grad(), (logits.sum() + features.square().sum()).backward(), optimizer.step()
+    moved = {name for name, t in critic.state_dict().items() if not torch.equal(t, before[name])}
+    assert {name for name in before if name.startswith(("layers.3", "to_feature", "classify"))} == moved
+    assert critic.feature_maps(x)[2].shape[-1] == 8 and torch.equal(critic.feature_maps(x[:1])[2], critic.feature_maps(x)[2][:1])
+
+
+def test_the_gradient_of_the_image_passes_a_kept_map():
+    critic, x = Discriminator(32, 1, ndf=4, nz=8).keep_map(), torch.rand(2, 1, 32, 32, requires_grad=True)
+    critic(x)[0].sum().backward()
+    assert x.grad.abs().sum() > 0 and critic.layers[0][0].weight.grad is None and critic.to_feature.weight.grad is not None

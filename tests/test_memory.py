@@ -1,14 +1,14 @@
-"The memory of normal images: distances, their independence of the batch, and the choice of a term by hidden clusters."
+"The memory of normal images: distances, their independence of the batch, whitening, and the place that stands out."
 import pytest
 import torch
+from sklearn.covariance import ShrunkCovariance
 from sklearn.neighbors import NearestNeighbors
 
-from anogan import memory as module
 from anogan.data import load_dataset
 from anogan.detector import Detector
 from anogan.discriminator import Discriminator, init_weights
 from anogan.errors import InputError
-from anogan.memory import NEIGHBOURS, Memory, hidden_clusters, nearest
+from anogan.memory import NEIGHBOURS, Memory, nearest, standing_out, whitening
 
 IMAGES = load_dataset("digits", isize=32, n_train=120).train.stack()
 
@@ -42,16 +42,39 @@ def test_the_terms_are_the_feature_the_map_and_its_places(critic, memory):
     assert torch.allclose(memory.features["near_image"].float().norm(dim=2), torch.ones(80, 1), atol=1e-2)
 
 
-def test_the_worst_place_counts(critic, memory):
-    places = memory.by_place(memory.look(critic, IMAGES[80:90])["near_patch"], "near_patch")
+def test_the_place_that_stands_out_counts(critic, memory):
+    places = memory.by_place(memory.read(critic, IMAGES[80:90])["near_patch"], "near_patch")
     assert places.shape == (10, 64)
-    torch.testing.assert_close(memory.distances(critic, IMAGES[80:90])["near_patch"], places.amax(1).float())
+    torch.testing.assert_close(memory.distances(critic, IMAGES[80:90])["near_patch"], standing_out(places))
+    quiet = torch.tensor([sorted(row)[16] for row in places.tolist()])
+    torch.testing.assert_close(standing_out(places), places.amax(1) - quiet)
+
+
+def test_whitened_features_vary_by_one_in_every_direction():
+    torch.manual_seed(0)
+    mixed = torch.randn(5000, 6) @ torch.randn(6, 6) + 3
+    spread = torch.cov((mixed @ whitening(mixed)).T)
+    assert (spread - spread.diag().diag()).abs().max() < 1e-5 and spread.diag().max() <= 1 and spread.diag().max() > 0.99
+    a, b, oracle = mixed[:50], mixed[50:100], ShrunkCovariance(shrinkage=0.01 / 1.01).fit(mixed.double()).precision_
+    gap = (a - b).double().numpy()
+    torch.testing.assert_close(((a - b) @ whitening(mixed)).norm(dim=1).square(), torch.from_numpy(((gap @ oracle) * gap).sum(1) / 1.01).float(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("features", [torch.zeros(9, 3), torch.ones(1, 3), torch.tensor([[1.0, 2.0, 0.0], [2.0, 4.0, 0.0]])])
+def test_features_that_hardly_vary_can_be_whitened(features):
+    assert whitening(features).shape == (3, 3) and whitening(features).isfinite().all()
+
+
+def test_places_are_kept_whitened(critic, memory):
+    kept = memory.features["near_patch"].float().flatten(0, 1)
+    spread = torch.cov(kept[:32 * 64].T).diagonal()
+    assert spread.max() < 1.01 and spread.max() > 0.5
 
 
 def test_a_planted_defect_is_found_at_its_place(critic, memory):
     marked = IMAGES[80:81].clone()
     marked[..., 4:8, 24:28] = 1.0  # places are 4 pixels apart: row 1, column 6
-    before, after = (memory.by_place(memory.look(critic, x)["near_patch"], "near_patch")[0].reshape(8, 8) for x in (IMAGES[80:81], marked))
+    before, after = (memory.by_place(memory.read(critic, x)["near_patch"], "near_patch")[0].reshape(8, 8) for x in (IMAGES[80:81], marked))
     row, column = divmod(int((after - before).argmax()), 8)
     assert abs(row - 1) <= 1 and abs(column - 6) <= 1
 
@@ -67,43 +90,12 @@ def test_a_discriminator_in_training_mode_is_refused(critic):
     with pytest.raises(InputError, match="training mode"): Memory.fit(Discriminator(32, 1, 4, 8), [IMAGES[:4]])
 
 
-def kinds(n):
-    "Dark and bright images, as different as can be."
-    noise = 0.05 * torch.randn(2 * n, 1, 32, 32, generator=torch.Generator().manual_seed(n))
-    return noise + torch.tensor([-0.8, 0.8]).repeat_interleave(n)[:, None, None, None]
-
-
-def test_clusters_that_differ_are_found_when_they_are_hidden(critic, monkeypatch):
-    monkeypatch.setattr(module, "CLUSTERS", 2)
-    known = kinds(30)
-    found = hidden_clusters(Memory.fit(critic, [known]), known, critic, kinds(10))
-    assert found["near_map"] == 1.0
-
-
-def test_a_term_that_sees_nothing_finds_nothing(critic, monkeypatch):
-    monkeypatch.setattr(module, "CLUSTERS", 2)
-    known = kinds(30)
-    blind = Memory(dict(near_image=torch.ones(60, 1, 8).half(), near_map=Memory.fit(critic, [known]).features["near_map"]))
-    monkeypatch.setattr(Memory, "look", staticmethod(lambda d, x: {**look(d, x), "near_image": torch.ones(len(x), 1, 8)}))
-    found = hidden_clusters(blind, known, critic, kinds(10))
-    assert found["near_image"] == 0.5 < found["near_map"]
-
-
-look = Memory.look
-
-
-def test_where_no_cluster_reaches_into_val_nothing_is_said(critic):
-    assert hidden_clusters(Memory.fit(critic, [IMAGES[:1]]), IMAGES[:1], critic, IMAGES[80:]) == {}
-
-
-def test_the_detector_takes_the_winner_and_keeps_it_over_save_and_load(monkeypatch, tmp_path):
-    data = load_dataset("digits", 8, n_train=64)
-    for winner in ("near_image", "near_map"):
-        monkeypatch.setattr("anogan.detector.hidden_clusters", lambda *a, w=winner: {t: float(t == w) for t in ("near_image", "near_map")})
-        detector = Detector("gannext", epochs=1, batch_size=16, dim=4, ndf=4, nz=8, device="cpu", progress=False).fit(data.train, data.val)
-        assert detector.weights == {winner: 1.0} and set(detector.memory.features) == {winner}
-        again = Detector.load(detector.save(tmp_path / winner), device="cpu")
-        assert again.weights == detector.weights and again.recipe == detector.recipe
+def test_the_score_is_the_same_after_save_and_load(tmp_path):
+    data, options = load_dataset("digits", 8, n_train=64), dict(epochs=1, batch_size=16, dim=4, ndf=4, nz=8, device="cpu", progress=False)
+    for score in (dict(near_image=1.0, near_map=1.0), dict(near_patch=1.0, rec=1.0)):
+        detector = Detector("gannext", score=score, **options).fit(data.train, data.val)
+        again = Detector.load(detector.save(tmp_path / "-".join(score)), device="cpu")
+        assert again.weights == detector.weights == score and again.recipe == detector.recipe
         assert torch.equal(again.score(data.test), detector.score(data.test))
 
 
