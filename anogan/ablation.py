@@ -112,7 +112,8 @@ def gain(rows: list,  # of runs on one data set: model, variant, abnormal_class,
 # %% ../nbs/28_ablation.ipynb #b35003ed
 def gain_text(test,  # a `PairedTest`
              ) -> str:  # such as "+0.030 [+0.005, +0.055] ▲"
-    "A gain with its interval, and whether that lies above zero, below it, or holds it."
+    "A gain with its interval, and whether that lies above zero, below it, or holds it; where every seed says the same, there is no interval to give."
+    if (test.low, test.high) == (-1, 1): return f"{test.difference:+.3f} in every seed"
     return f"{test.difference:+.3f} [{test.low:+.3f}, {test.high:+.3f}] {test.mark}"
 
 
@@ -139,7 +140,8 @@ def gain_figure(rows: list,  # of runs on one data set, see `gain`
     for offset, (model, mark) in zip((-0.12, 0.12), zip(models, "os")):
         tests = [gain(rows, model, variant, term) for variant in variants]
         places, middles = [i + offset for i in range(len(variants))], [t.difference for t in tests]
-        ax.errorbar(middles, places, xerr=[[t.difference - t.low for t in tests], [t.high - t.difference for t in tests]], fmt=mark, capsize=3, label=model)
+        arms = [(0, 0) if "every seed" in gain_text(t) else (t.difference - t.low, t.high - t.difference) for t in tests]
+        ax.errorbar(middles, places, xerr=[*zip(*arms)], fmt=mark, capsize=3, label=model)
         said += [f"{model}, {variant}: {gain_text(t)}" for variant, t in zip(variants, tests)]
     ax.axvline(0, color="grey", lw=0.8, ls=":")
     ax.set(yticks=range(len(variants)), yticklabels=variants, xlabel=f"what it adds to the AUROC of {term}, with a 95 % interval")

@@ -132,7 +132,8 @@ def table(head,  # column titles
     "A table that a screen reader can walk through."
     def cells(kind, values): return "".join(f"<{kind}>{html.escape(str(v))}</{kind.split()[0]}>" for v in values)
     body = "".join(f"<tr>{cells('th scope=row', row[:1])}{cells('td', row[1:])}</tr>" for row in rows)
-    return f"<table><caption>{html.escape(caption)}</caption><tr>{cells('th scope=col', head)}</tr>{body}</table>"
+    apart = "style='border-collapse: separate; border-spacing: 0.8em 0.2em'"
+    return f"<table {apart}><caption>{html.escape(caption)}</caption><tr>{cells('th scope=col', head)}</tr>{body}</table>"
 
 # %% ../nbs/25_widgets.ipynb #bdeccc2a
 def row(*children,  # widgets, side by side where there is room for them

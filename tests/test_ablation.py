@@ -62,6 +62,15 @@ def test_the_figure_says_every_gain_in_words():
     assert all(gain_text(gain(made_up(), model, "noise")) in alt for model in ("anotrans", "gannext"))
 
 
+def test_where_every_seed_says_the_same_no_interval_is_made_up():
+    rows = made_up(variants=("nothing",))
+    rows += [dict(r, variant="noise") for r in rows]
+    assert gain_text(gain(rows, "gannext", "noise")) == "+0.000 in every seed" and "in every seed" in ablation_table(rows)
+    fig, alt = gain_figure(rows)
+    low, high = fig.axes[0].get_xlim()
+    assert "in every seed" in alt and high - low < 0.5
+
+
 @pytest.mark.parametrize(("left_out", "field", "value"), [("noise", "noise", 0.0), ("second task", "contrast", False), ("drawn map", "keep_map", False)])
 def test_a_variant_is_the_recipe_with_one_field_changed(data, left_out, field, value):
     changed, whole = (train_variant(name, data, seed=0, **SMALL).recipe for name in (left_out, "nothing"))
