@@ -294,16 +294,21 @@ def ratio(cell, name):
     return median(rounds), min(rounds), max(rounds)
 
 
+def figures(value):
+    "Three figures that count, in full: 341,000, not 3.41e+05."
+    return f"{float(f'{value:.3g}'):,}".removesuffix(".0")
+
+
 def line(cell, name, limits):
     "One row of the table."
     way = cell["ways"][name]
     seconds = way["seconds"]
     rate, reach = way.get("flops", 0) / median(seconds), limits["bf16" if name != OLD and cell["task"] == "train" and "bf16" in limits else "fp32"]
     times = "{:.2f}× ({:.2f} to {:.2f})".format(*ratio(cell, name))
-    speed = " to ".join(f"{cell['images'] / s:.3g}" for s in (max(seconds), min(seconds)))
+    speed = " to ".join(figures(cell["images"] / s) for s in (max(seconds), min(seconds)))
     memory = f"{way['bytes'] / 2**20:.0f}" if way["bytes"] else ""
     what = dict(data="data path", train="training", score="scoring")[cell["task"]]
-    return [what, cell["model"], cell["size"], cell["isize"], cell["batch"], name, f"{cell['images'] / median(seconds):.3g} ({speed})",
+    return [what, cell["model"], cell["size"], cell["isize"], cell["batch"], name, f"{figures(cell['images'] / median(seconds))} ({speed})",
             "1" if name == OLD else times, memory, f"{rate / 1e9:.0f}" if rate else "", f"{rate / reach:.0%}" if rate else ""]
 
 
