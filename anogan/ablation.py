@@ -101,19 +101,19 @@ def gain(rows: list,  # of runs on one data set: model, variant, abnormal_class,
          left_out: str,  # ingredient
          term: str = "score",  # whose AUROC
         ):  # `PairedTest`: what the ingredient adds, with a 95 % interval over the seeds
-    "The recipe's AUROC less that without one ingredient: averaged over classes, then a paired t-test over seeds."
+    "The recipe's AUROC less that without one ingredient: averaged over classes, then a paired t-test over seeds; with a single seed, over the classes."
     def runs(variant): return {(r["seed"], r["abnormal_class"]): auroc_of(r, term) for r in rows if (r["model"], r["variant"]) == (model, variant)}
     whole, without = runs(WHOLE), runs(left_out)
     if alone := sorted(map(str, whole.keys() ^ without.keys())):
         raise InputError(f"{model} without {left_out!r}: run {alone[0]} (seed, class) has no partner; run both, or leave both out")
-    seeds = sorted({seed for seed, _ in whole})
-    return mean_difference([[value - without[key] for key, value in whole.items() if key[0] == seed] for seed in seeds])
+    part = 0 if len({seed for seed, _ in whole}) > 1 else 1  # of the key: what the runs are a sample of
+    return mean_difference([[value - without[key] for key, value in whole.items() if key[part] == one] for one in sorted({key[part] for key in whole})])
 
 # %% ../nbs/28_ablation.ipynb #b35003ed
 def gain_text(test,  # a `PairedTest`
              ) -> str:  # such as "+0.030 [+0.005, +0.055] ▲"
-    "A gain with its interval, and whether that lies above zero, below it, or holds it; where every seed says the same, there is no interval to give."
-    if (test.low, test.high) == (-1, 1): return f"{test.difference:+.3f} in every seed"
+    "A gain with its interval, and whether that lies above zero, below it, or holds it; where all differences are the same, there is no interval to give."
+    if (test.low, test.high) == (-1, 1): return f"{test.difference:+.3f}, no spread"
     return f"{test.difference:+.3f} [{test.low:+.3f}, {test.high:+.3f}] {test.mark}"
 
 
@@ -140,7 +140,7 @@ def gain_figure(rows: list,  # of runs on one data set, see `gain`
     for offset, (model, mark) in zip((-0.12, 0.12), zip(models, "os")):
         tests = [gain(rows, model, variant, term) for variant in variants]
         places, middles = [i + offset for i in range(len(variants))], [t.difference for t in tests]
-        arms = [(0, 0) if "every seed" in gain_text(t) else (t.difference - t.low, t.high - t.difference) for t in tests]
+        arms = [(0, 0) if "no spread" in gain_text(t) else (t.difference - t.low, t.high - t.difference) for t in tests]
         ax.errorbar(middles, places, xerr=[*zip(*arms)], fmt=mark, capsize=3, label=model)
         said += [f"{model}, {variant}: {gain_text(t)}" for variant, t in zip(variants, tests)]
     ax.axvline(0, color="grey", lw=0.8, ls=":")
