@@ -57,7 +57,8 @@ def test_whitened_features_vary_by_one_in_every_direction():
     assert (spread - spread.diag().diag()).abs().max() < 1e-5 and spread.diag().max() <= 1 and spread.diag().max() > 0.99
     a, b, oracle = mixed[:50], mixed[50:100], ShrunkCovariance(shrinkage=0.01 / 1.01).fit(mixed.double()).precision_
     gap = (a - b).double().numpy()
-    torch.testing.assert_close(((a - b) @ whitening(mixed)).norm(dim=1).square(), torch.from_numpy(((gap @ oracle) * gap).sum(1) / 1.01).float(), rtol=1e-3, atol=1e-4)
+    expected = torch.from_numpy(((gap @ oracle) * gap).sum(1) / 1.01).float()
+    torch.testing.assert_close(((a - b) @ whitening(mixed)).norm(dim=1).square(), expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("features", [torch.zeros(9, 3), torch.ones(1, 3), torch.tensor([[1.0, 2.0, 0.0], [2.0, 4.0, 0.0]])])

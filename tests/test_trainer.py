@@ -481,7 +481,8 @@ def test_twenty_fast_steps_are_twenty_plain_steps(model, name, dtype, lr, tolera
     if recipe.keep_map: plain["discriminator"].keep_map()
     for network in (*fast.networks.values(), *plain.values()): network.to(dtype)
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in fast.networks["discriminator"].parameters() if p.ndim == 4)
-    groups = [[*plain["generator"].parameters()], [p for name, network in plain.items() if name != "generator" for p in network.parameters() if p.requires_grad]]
+    others = [p for name, network in plain.items() if name != "generator" for p in network.parameters() if p.requires_grad]
+    groups = [[*plain["generator"].parameters()], others]
     adams = [torch.optim.Adam(group, recipe.lr, recipe.betas, foreach=False, fused=False) for group in groups]
     for step, x in enumerate(IMAGES.to(dtype).split(4) * 2):
         torch.manual_seed(step)
