@@ -4,8 +4,8 @@
 __all__ = ['app', 'Out', 'Dataset', 'AbnormalClass', 'Category', 'Root', 'NTrain', 'ISize', 'Channels', 'Model', 'Size',
            'RecipeName', 'Dim', 'PatchSize', 'Ngf', 'Ndf', 'Nz', 'Epochs', 'BatchSize', 'Seed', 'Rate', 'WAdv', 'WCon',
            'WLat', 'Device', 'Precision', 'Legacy', 'Display', 'GridFile', 'Datasets', 'Classes', 'Models', 'Recipes',
-           'Seeds', 'Jobs', 'Backend', 'Scheduler', 'Scores', 'SkipBad', 'in_one_sentence', 'train', 'names',
-           'experiment', 'report', 'score', 'export', 'plant', 'data', 'main']
+           'Seeds', 'Jobs', 'Backend', 'Scheduler', 'Scores', 'SkipBad', 'in_one_sentence', 'data_set_or_digits',
+           'train', 'names', 'experiment', 'report', 'score', 'export', 'plant', 'data', 'main']
 
 # %% ../nbs/18_cli.ipynb #fef8fa9e
 """The command line, `anogan`: train, experiment, report, score, export, plant and data. It holds no logic of its own."""
@@ -18,10 +18,10 @@ from typing import Annotated, Optional
 
 import typer
 
-from .errors import AnoganError, TrainingError
+from .errors import AnoganError, InputError, TrainingError
 
 # %% ../nbs/18_cli.ipynb #b21cc077
-app = typer.Typer(no_args_is_help=True, add_completion=False, context_settings={"help_option_names": ["-h", "--help"]},
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]},
                   help="Find abnormal images with GANs that learnt what normal images look like.")
 
 # %% ../nbs/18_cli.ipynb #4ec6f951
@@ -47,7 +47,7 @@ def in_one_sentence(command,  # a function of the command line
 
 # %% ../nbs/18_cli.ipynb #e57533d4
 Out = Annotated[Path, typer.Option("--out", "--outf", help="folder for the results; the same command again resumes or says that it is done")]
-Dataset = Annotated[str, typer.Option("--dataset", help="data set, see `anogan data`")]
+Dataset = Annotated[Optional[str], typer.Option("--dataset", help="data set, see `anogan data`; default: digits")]
 AbnormalClass = Annotated[Optional[str], typer.Option("--abnormal-class", "--abnormal_class", help="name or number of the class to find")]
 Category = Annotated[Optional[str], typer.Option("--category", help="category of mvtec or elpv")]
 Root = Annotated[Optional[str], typer.Option("--root", "--dataroot", help="folder of the data set")]
@@ -78,18 +78,27 @@ Precision = Annotated[str, typer.Option("--precision", help="auto, fp32 or bf16"
 Legacy = Annotated[bool, typer.Option("--legacy-eval", help="report the released evaluation too, which peeks at the test images, beside the honest one")]
 Display = Annotated[bool, typer.Option("--display", help="write losses, images and heat maps for TensorBoard into the folder (pip install 'anogan[log]')")]
 
+# %% ../nbs/18_cli.ipynb #18dd0001
+def data_set_or_digits(dataset: Optional[str],  # what was asked for
+                       root: Optional[str],  # folder of the data set
+                      ) -> str:
+    "Digits where nobody names a data set; a folder without a name is refused, for digits lie in none."
+    if root and not dataset: raise InputError(f"which data set lies in {root}? name it; your own images are --dataset folder")
+    return dataset or "digits"
+
 # %% ../nbs/18_cli.ipynb #77ee25f0
 @app.command()
 @in_one_sentence
-def train(out: Out, dataset: Dataset = "digits", abnormal_class: AbnormalClass = None, category: Category = None, root: Root = None,
+def train(out: Out, dataset: Dataset = None, abnormal_class: AbnormalClass = None, category: Category = None, root: Root = None,
           n_train: NTrain = None, model: Model = "anotrans", size: Size = "tiny", recipe: RecipeName = None, isize: ISize = 32,
           channels: Channels = None, epochs: Epochs = 15, batch_size: BatchSize = 64, seed: Seed = 0, lr: Rate = None, w_adv: WAdv = None,
           w_con: WCon = None, w_lat: WLat = None, dim: Dim = None, patch_size: PatchSize = None, ngf: Ngf = None, ndf: Ndf = None,
           nz: Nz = None, device: Device = "auto", precision: Precision = "auto",
           legacy_eval: Legacy = False, display: Display = False):
     "Train a detector on normal images, test it, compare it with simple baselines."
-    from anogan.experiments import RunConfig, usual_recipe, verdict
+    from anogan.experiments import RunConfig, counted, usual_recipe, verdict
     from anogan.experiments import run as run_experiment
+    dataset = data_set_or_digits(dataset, root)
     single = dict(lr=lr, w_adv=w_adv, w_con=w_con, w_lat=w_lat, dim=dim, patch_size=patch_size, ngf=ngf, ndf=ndf, nz=nz)
     config = RunConfig(dataset=dataset, abnormal_class=abnormal_class, category=category, root=root, n_train=n_train, model=model, size=size,
                        isize=isize, channels=channels, epochs=epochs, batch_size=batch_size, seed=seed, device=device,
@@ -100,6 +109,7 @@ def train(out: Out, dataset: Dataset = "digits", abnormal_class: AbnormalClass =
     if metrics is None: return  # one of several processes, and not the first
     print(f"{out} was finished already" if done else f"results in {out}")
     print(verdict(metrics))
+    print(counted(metrics))
 
 # %% ../nbs/18_cli.ipynb #e443a6f2
 def names(text: Optional[str],  # with commas between
@@ -129,6 +139,7 @@ def experiment(out: Out, grid: GridFile = None, dataset: Datasets = None, classe
     from anogan.experiments import read_grid, sweep
     from anogan.experiments import grid as cells_of
     from anogan.report import write_report
+    if grid is None: dataset = data_set_or_digits(dataset, root)
     axes = dict(datasets=names(dataset), classes=names(classes), models=names(models), recipes=names(recipes), seeds=seeds)
     settings = dict(root=root, n_train=n_train, size=size, isize=isize, epochs=epochs, batch_size=batch_size, device=device, precision=precision)
     axes, settings = ({name: value for name, value in given.items() if value is not None} for given in (axes, settings))

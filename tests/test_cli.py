@@ -32,6 +32,17 @@ def test_train_says_what_came_out(trained):
     assert metrics["auroc_ci"][0] <= metrics["auroc"] <= metrics["auroc_ci"][1] and metrics["seed"] == 0
 
 
+def test_a_folder_without_the_name_of_its_data_set_is_refused(tmp_path):
+    for command in ("train", "experiment"):
+        result = anogan(f"{command} --root {tmp_path} --out {tmp_path / 'out'}")
+        assert result.exit_code == 2 and "your own images are --dataset folder" in result.stderr and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command, extra", [("export", "anogan[export]"), ("train", "anogan[log]"), ("experiment", "anogan[distributed]")])
+def test_help_names_the_extra_to_install(command, extra):
+    assert extra in " ".join(anogan(f"{command} --help").stdout.split())
+
+
 def test_the_papers_spellings_are_the_same_run(trained):
     line = f"train {SMALL} --abnormal_class 0 --epochs 1 --batchsize 16 --manualseed 0 --nc 1 --outf {trained[0]}"
     refused = anogan(line)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from anogan.errors import InputError
-from anogan.experiments import RunConfig, claim, peek, prepare, run, verdict
+from anogan.experiments import RunConfig, claim, counted, peek, prepare, read_scores, run, verdict
 
 NARROW = dict(dim=8, depths=(1, 1, 1, 1), ndf=8, nz=16)
 CONFIG = RunConfig(abnormal_class="3", model="gannext", n_train=64, epochs=2, batch_size=16, options=NARROW, device="cpu")
@@ -50,7 +50,8 @@ def test_a_run_that_was_cut_short_ends_with_the_same_numbers(finished, tmp_path)
 
 @pytest.mark.parametrize("change, fault", [
     (dict(dataset="digitz"), "unknown data set"), (dict(abnormal_class="twelve"), "unknown class"), (dict(isize=48), "32, 64, 128 or 256"),
-    (dict(dataset="folder", root="no-such-place"), "not at hand"), (dict(batch_size=65), "larger than the 64"), (dict(model="gan"), "unknown model"),
+    (dict(dataset="folder", root="no-such-place"), "not at hand"), (dict(epochs=0), "0 epochs train nothing"),
+    (dict(batch_size=65), "larger than the 64"), (dict(model="gan"), "unknown model"),
     (dict(device="tpu"), "unknown device"), (dict(precision="fp8"), "unknown precision"), (dict(baselines=("kmn",)), "unknown baseline"),
     (dict(options=dict(wobble=3)), "unknown option"), (dict(recipe="secret"), "unknown recipe"), (dict(size="huge"), "unknown size"),
 ])
@@ -76,6 +77,30 @@ def test_a_folder_of_good_images_alone_has_no_auroc(tmp_path):
     metrics = run(config, tmp_path / "out", progress=False)
     assert metrics["auroc"] is None and metrics["versus_best_baseline"] is None
     assert "no abnormal test images" in verdict(metrics)
+
+
+def test_results_about_other_images_are_not_handed_over(tmp_path):
+    "A folder of one's own can change, or another one be named: then a finished run is not the answer, and one on its way does not go on."
+    from PIL import Image
+    def folder(name, shade):
+        (tmp_path / name).mkdir()
+        for i in range(24): Image.new("L", (32, 32), shade + i).save(tmp_path / name / f"{i:02}.png")
+        return RunConfig(dataset="folder", root=str(tmp_path / name), model="gannext", epochs=1, batch_size=8, options=NARROW, device="cpu")
+    one, other, out = folder("one", 60), folder("other", 160), tmp_path / "out"
+    run(one, out, progress=False)
+    before = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    for change in ("another root", "finished, an image less", "on its way, an image less"):
+        if change == "finished, an image less": (tmp_path / "one/07.png").unlink()
+        if change == "on its way, an image less": (out / "metrics.json").unlink()
+        with pytest.raises(InputError, match="begun with other images"): run(other if change == "another root" else one, out, progress=False)
+    assert before == {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()} | {"metrics.json": before["metrics.json"]}
+
+
+def test_images_are_counted_at_the_threshold(finished):
+    metrics, labels = finished[1], read_scores(finished[0] / "scores.csv")["label"]
+    flagged = read_scores(finished[0] / "scores.csv")["gannext"].double() > metrics["threshold"]
+    assert f"{int(flagged[labels == 0].sum())} of {int((labels == 0).sum())} normal images flagged" in counted(metrics)
+    assert f"{int((~flagged)[labels == 1].sum())} of {int((labels == 1).sum())} abnormal ones missed" in counted(metrics)
 
 
 def test_the_verdict_without_baselines(finished):
