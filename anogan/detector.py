@@ -25,7 +25,7 @@ from .errors import AnoganError, InputError, choose
 from .evaluation import BaseDetector
 from .gannext import GanNeXt
 from .losses import LossWeights
-from .memory import NEIGHBOURS, Memory
+from .memory import NEIGHBOURS, Memory, places_as_map
 from .scoring import Calibration, error_map, join_terms, score_terms, smooth
 from .trainer import Recipe, Trainer, enough_memory, find_recipe, kinds, start_accelerator, write_atomically, writing
 from .unets import SAGAN, SkipGANomaly
@@ -355,8 +355,12 @@ class Detector(BaseDetector):
     def heatmap(self,
                 images,  # a data set, or (N, C, H, W) float in [-1, 1]
                ) -> torch.Tensor:  # (N, H, W) ≥ 0; above 1: hotter than the hottest spot of nearly every normal image
-        "Where each image is abnormal: its smoothed squared error, on a scale fixed by normal validation images."
-        maps = self.each(images, lambda x: smooth(error_map(x, self.generator(x)), HEAT_SIGMA * self.isize))
+        """Where each image is abnormal, on a scale fixed by normal validation images.
+
+        Where the score asks single places (near_patch), how far each stands out; else the smoothed squared error of the reconstruction."""
+        def of_places(x): return places_as_map(self.memory.by_place(self.memory.read(self.discriminator, x)["near_patch"], "near_patch"), self.isize)
+        def of_errors(x): return smooth(error_map(x, self.generator(x)), HEAT_SIGMA * self.isize)
+        maps = self.each(images, of_places if "near_patch" in (self.weights or ()) else of_errors)
         return self.sound(torch.cat(maps).cpu() / self.heat_scale)
 
     def config(self) -> dict:  # JSON-able

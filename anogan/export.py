@@ -14,7 +14,7 @@ from torch import nn
 from .data import to_float
 from .detector import HEAT_SIGMA
 from .errors import AnoganError, InputError
-from .memory import NEIGHBOURS, SPARE, Memory, standing_out
+from .memory import NEIGHBOURS, SPARE, Memory, places_as_map, standing_out
 from .scoring import error_map, join_terms, latent_distance, reconstruction_error, smooth
 from .trainer import write_atomically
 
@@ -48,29 +48,38 @@ class Exportable(nn.Module):
             self.register_buffer(term, detector.memory.features[term].cpu().transpose(0, 1).contiguous())
         self.register_buffer("whiten", detector.memory.whiten.cpu() if "near_patch" in detector.weights else None)
         self.weights, self.calibration, self.threshold = detector.weights, detector.calibration, detector.threshold
-        self.sigma, self.heat_scale = HEAT_SIGMA * detector.isize, detector.heat_scale
+        self.isize, self.sigma, self.heat_scale = detector.isize, HEAT_SIGMA * detector.isize, detector.heat_scale
 
-    def term(self,
-             name: str,  # of a term of the score
-             x,  # (B, C, s, s) images in [-1, 1]
-             fake,  # (B, C, s, s) their reconstructions
-            ):  # (B,)
-        "One raw term of the score."
-        if name == "rec": return reconstruction_error(x, fake)
-        if name == "lat": return latent_distance(self.discriminator(x)[1], self.discriminator(fake)[1])
+    def distances(self,
+                  name: str,  # of a term of the memory
+                  x,  # (B, C, s, s) images in [-1, 1]
+                 ):  # (B, P)
+        "How far each place is from what was remembered for it."
         seen = Memory.look(self.discriminator, x)[name].transpose(0, 1)
         if name == "near_patch": seen = seen @ self.whiten
-        distances = nearest_in_place(seen, getattr(self, name).float(), NEIGHBOURS[name]).float()
-        return standing_out(distances.T) if name == "near_patch" else distances[0]
+        return nearest_in_place(seen, getattr(self, name).float(), NEIGHBOURS[name]).float().T
+
+    def terms(self,
+              x,  # (B, C, s, s) images in [-1, 1]
+              fake,  # (B, C, s, s) their reconstructions
+             ):  # (the terms of the score: name -> (B,), heat map (B, s, s))
+        "What the score is made of, and where it comes from."
+        terms, heat = {}, smooth(error_map(x, fake), self.sigma)
+        for name in self.weights.keys() & NEIGHBOURS.keys():
+            distances = self.distances(name, x)
+            if name == "near_patch": heat = places_as_map(distances, self.isize)
+            terms[name] = standing_out(distances) if name == "near_patch" else distances[:, 0]
+        if "rec" in self.weights: terms["rec"] = reconstruction_error(x, fake)
+        if "lat" in self.weights: terms["lat"] = latent_distance(self.discriminator(x)[1], self.discriminator(fake)[1])
+        return terms, heat / self.heat_scale
 
     def forward(self,
                 images,  # (B, C, s, s) uint8
                ):  # score (B,), abnormal (B,), heatmap (B, s, s)
         x = to_float(images)
-        fake = self.generator(x)
-        terms = {name: self.term(name, x, fake) for name in self.weights}
+        terms, heat = self.terms(x, self.generator(x))
         score = join_terms(self.calibration(terms) if self.calibration else terms, self.weights)
-        return score, score.double() > self.threshold, smooth(error_map(x, fake), self.sigma) / self.heat_scale
+        return score, score.double() > self.threshold, heat
 
 # %% ../nbs/26_export.ipynb #fdd1075b
 def answers(model,  # a file, or its bytes

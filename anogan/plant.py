@@ -80,9 +80,9 @@ SURE = (
     "All rates were counted on test cells that training had not seen, at a threshold that was fixed before. In 95 of 100 tests the range holds the true rate.",
     "They hold for cells like those of the test: the same camera, exposure, kind of cell and kind of fault. "
     "After any change, count again on some dozens of cells that a person has looked at.",
-    "Score and heat map are computed apart from each other, so a cell may score high and show no hot spot.",
+    "A cell may be flagged and show no hot spot that a person would call a fault.",
     "One training with one seed stands behind the scores. Another one would order cells near the threshold differently.",
-    "Heat maps show where a cell differs from what the network paints in its place; the brightest colour is hotter than nearly every good cell gets. "
+    "Heat maps show where a cell is unlike what good cells are like there; the brightest colour is hotter than nearly every good cell gets. "
     "They are a hint where to look, not a measurement of the fault.")
 
 # %% ../nbs/27_solar.ipynb #5a4fceef

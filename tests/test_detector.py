@@ -224,6 +224,19 @@ def test_damaged_files_are_one_sentence(data, tmp_path, damage, fault):
     assert "\n" not in str(e.value)
 
 
+def test_the_heat_map_of_defects_is_that_of_its_score(data):
+    "A square on a digit is hottest where it is, and a map is as hot as its image's score says, whatever the generator makes of it."
+    detector = narrow("gannext", recipe="defects").fit(data.train, data.val)
+    x = data.val.stack().clone()
+    x[:, :, 24:30, 2:8] = 0.5
+    heat = detector.heatmap(x)
+    rows, cols = heat.flatten(1).argmax(dim=1) // 32, heat.flatten(1).argmax(dim=1) % 32
+    assert ((rows >= 20) & (cols <= 12)).double().mean() > 0.8
+    assert torch.corrcoef(torch.stack([heat.amax(dim=(1, 2)), detector.terms(x)["near_patch"]]))[0, 1] > 0.9
+    with torch.no_grad(): detector.generator.out[-1].weight.zero_()
+    assert torch.equal(detector.heatmap(x), heat)
+
+
 def test_a_planted_defect_is_found_where_it_is():
     "Uniform grey images with a black square: the heat map is hottest inside it."
     train = ImageSet(torch.full((48, 1, 32, 32), 200, dtype=torch.uint8))

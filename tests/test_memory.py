@@ -8,7 +8,7 @@ from anogan.data import load_dataset
 from anogan.detector import Detector
 from anogan.discriminator import Discriminator, init_weights
 from anogan.errors import InputError
-from anogan.memory import NEIGHBOURS, Memory, nearest, standing_out, whitening
+from anogan.memory import NEIGHBOURS, Memory, nearest, places_as_map, standing_out, whitening
 
 IMAGES = load_dataset("digits", isize=32, n_train=120).train.stack()
 
@@ -48,6 +48,16 @@ def test_the_place_that_stands_out_counts(critic, memory):
     torch.testing.assert_close(memory.distances(critic, IMAGES[80:90])["near_patch"], standing_out(places))
     quiet = torch.tensor([sorted(row)[16] for row in places.tolist()])
     torch.testing.assert_close(standing_out(places), places.amax(1) - quiet)
+
+
+def test_a_map_of_places_is_quiet_but_for_what_stands_out():
+    distances = torch.full((2, 64), 3.0)
+    distances[0, 8 * 5 + 2] = 7  # row 5, column 2
+    heat = places_as_map(distances, 64)
+    assert heat.shape == (2, 64, 64) and heat[1].max() == 0 and heat.min() == 0
+    row, col = divmod(int(heat[0].argmax()), 64)
+    assert row // 8 == 5 and col // 8 == 2 and 0.8 * 4 < heat.max() <= 4 and heat[0, :32].max() == 0
+    torch.testing.assert_close(places_as_map(distances + 100, 64), heat)  # strange everywhere is no place
 
 
 def test_whitened_features_vary_by_one_in_every_direction():
