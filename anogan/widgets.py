@@ -20,7 +20,7 @@ from .data import DATASETS, load_images
 from .detector import GENERATORS
 from .errors import AnoganError, InputError
 from .evaluation import evaluate_scores
-from .experiments import RunConfig
+from .experiments import RunConfig, usual_recipe
 from .explore import (TEST_LIMIT, BackgroundTraining, abnormal_choices, attention_figure, attention_of_patch, counts_at, examples, gallery_order,
                             image_figure, losses_figure, mixture, outcome, own_figure, patch_colours, picture, read_uploads, rebuilt_figure,
                             skip_contents, skips_figure, slider_range, threshold_figure, thumbnail, token_grid)
@@ -179,6 +179,7 @@ class TrainingPanel(Panel):
         self.model = field(w.Dropdown, "Model", config.model, options=list(GENERATORS))
         self.recipe = field(w.Dropdown, "Recipe", config.recipe, options=list(RECIPES))
         self.size = field(w.Dropdown, "Size", config.size, options=list(GENERATORS[config.model].sizes))
+        self.side = field(w.Dropdown, "Side, pixels", config.isize, options=sorted({32, 64, 128, 256, config.isize}))
         self.n_train = field(w.BoundedIntText, "Training images", config.n_train or 0, min=0, max=10**6, tooltip="0: all there are")
         self.epochs = field(w.BoundedIntText, "Epochs", config.epochs, min=1, max=10**4)
         self.seed = field(w.BoundedIntText, "Seed", config.seed, min=0, max=2**32 - 1)
@@ -186,8 +187,8 @@ class TrainingPanel(Panel):
         self.stop_button = w.Button(description="Stop", disabled=True, tooltip="end now and keep the last whole epoch")
         self.bar = w.IntProgress(description="Progress", style=LABELS, layout=w.Layout(width="100%"))
         self.examples, self.losses, self.rebuilt = w.HTML(), w.HTML(), w.HTML()
-        self.view = row(column(self.dataset, self.root, self.category, self.abnormal, self.model, self.recipe, self.size, self.n_train, self.epochs,
-                               self.seed, w.HBox([self.train_button, self.stop_button]), self.bar, self.message),
+        self.view = row(column(self.dataset, self.root, self.category, self.abnormal, self.model, self.recipe, self.size, self.side, self.n_train,
+                               self.epochs, self.seed, w.HBox([self.train_button, self.stop_button]), self.bar, self.message),
                         column(w.HTML("<h3>What is normal, what is abnormal</h3>"), self.examples, self.losses, self.rebuilt, width="480px"))
         self.listen(self.choose_dataset, self.dataset)
         self.listen(self.show_examples, self.root, self.category, self.abnormal)
@@ -202,15 +203,17 @@ class TrainingPanel(Panel):
         return [(name or "every defect", name or "") for name in classes]
 
     def choose_dataset(self):
-        "Offer the classes of the data set."
+        "Offer the classes of the data set, and what is usual for it."
         self.abnormal.options = self.named(abnormal_choices(self.dataset.value))
+        self.recipe.value = usual_recipe(self.dataset.value)
+        if self.dataset.value == "folder": self.n_train.value = 0  # all there are: nobody else knows how many
         self.show_examples()
 
     def config(self) -> RunConfig:
         "What is chosen now."
         return replace(self.start, dataset=self.dataset.value, root=self.root.value or None, category=self.category.value or None,
                        abnormal_class=self.abnormal.value or None, model=self.model.value, recipe=self.recipe.value, size=self.size.value,
-                       n_train=self.n_train.value or None, epochs=self.epochs.value, seed=self.seed.value)
+                       isize=self.side.value, n_train=self.n_train.value or None, epochs=self.epochs.value, seed=self.seed.value)
 
     def show_examples(self):
         "Images of both kinds; or the sentence that says why there are none."

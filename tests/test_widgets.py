@@ -38,6 +38,18 @@ async def train(explorer):
 def alt(place): return re.search('alt="(.*?)"', place.value)[1]
 
 
+def test_a_data_set_brings_what_is_usual_for_it(use):
+    async def do(explorer):
+        training = explorer.training
+        assert (training.recipe.value, training.config().n_train, training.config().isize) == ("recommended", 64, 32)
+        training.dataset.value = "folder"
+        await explorer.idle()
+        training.side.value = 64
+        config = training.config()
+        assert (config.recipe, config.n_train, config.isize) == ("defects", None, 64)
+    use(do)
+
+
 def test_train_explore_look_inside(use):
     async def do(explorer):
         training, scores, inside = explorer.training, explorer.scores, explorer.inside
