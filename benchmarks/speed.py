@@ -190,29 +190,34 @@ def in_use(device, field="VmRSS"):
     return 1024 * int(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field)))
 
 
-def with_memory(work, device):
-    "Seconds of `work`, and the most memory it used on top of what was in use before, bytes."
+def most_memory(work, device):
+    "The most memory that `work` uses on top of what was in use before, bytes. It is no round to be timed: memory given back has to be asked for again."
     gc.collect()
     if device == "cuda": torch.cuda.reset_peak_memory_stats()
     elif sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
         Path("/proc/self/clear_refs").write_text("5")
-    before, start = in_use(device), now(device)
+    before = in_use(device)
     work()
-    return now(device) - start, before and in_use(device, "VmHWM") - before
+    return before and in_use(device, "VmHWM") - before
+
+
+def seconds_of(work, device):
+    start = now(device)
+    work()
+    return now(device) - start
 
 
 def measure(cell, device, repeats):
-    "The cell with, for each contender, its seconds in each round, FLOPs and memory. A first round warms up and counts FLOPs."
+    "The cell with, for each contender, its seconds in each round, FLOPs and memory. The first round warms up and counts FLOPs, the last sees memory."
     ways = {name: make()[1] for name, make in contenders(cell, device).items()}
     found = {}
     for name, work in ways.items():
         with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: convolution_backward}) as counter: work()
         found[name] = dict(flops=counter.get_total_flops(), seconds=[])
     for _ in range(repeats):
-        for name, work in ways.items():
-            seconds, found[name]["bytes"] = with_memory(work, device)
-            found[name]["seconds"].append(seconds)
+        for name, work in ways.items(): found[name]["seconds"].append(seconds_of(work, device))
+    for name, work in ways.items(): found[name]["bytes"] = most_memory(work, device)
     if cell["task"] == "data" or "compiled" in name: del found[name]["flops"]
     return cell | dict(ways=found)
 
@@ -272,7 +277,7 @@ def plan(device, size):
     every = [*RECIPES, "compiled"] if gpu else [*RECIPES]
     cells = [cell("data", "", 32, 128, 20)]
     for model in models:
-        cells += [cell("train", model, 32, batch, ways=every) for batch in ((128, 1024) if gpu else (128,))]
+        cells += [cell("train", model, 32, batch, 10 if gpu else 2, ways=every) for batch in ((128, 1024) if gpu else (128,))]
         cells += [cell("score", model, 32, 1, 8), cell("score", model, 32, 128), cell("score", model, 32, 1024)]
         cells += [cell("train", model, isize, 32 if gpu else 2) for isize in (32, 64, 128, 256)]
         cells += [cell("train", model, 32, batch) for batch in (16, 64)]
