@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from .errors import InputError
+
 # %% ../nbs/08_losses.ipynb #a0363e61
 def adversarial_loss(logits,  # (B,) discriminator logits
                      real: bool,  # the answer the loss asks for
@@ -38,3 +40,7 @@ class LossWeights:
     adv: float = 1.0  # adversarial
     con: float = 50.0  # contextual (L1)
     lat: float = 1.0  # latent
+
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if not value >= 0: raise InputError(f"the weight of the {name} loss is {value}; use 0 or more")

@@ -4,7 +4,7 @@
 __all__ = ['WORST', 'SURE', 'Share', 'errors', 'spot', 'gallery', 'ranking', 'meaning', 'plant_page', 'write_plant_page']
 
 # %% ../nbs/27_solar.ipynb #ed4fab7d
-"""A page for the plant: which cells to look at, how often the alarm is false, and what the detector does not see."""
+"""A page for the plant: which images to look at, how often the alarm is false, and what the detector does not see."""
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,38 +34,38 @@ class Share:
             what: str,  # what was counted
             among: str,  # among what
            ) -> tuple:  # texts: what, rate, interval, count
-        "A row of the page's table, in cells per 1,000."
+        "A row of the page's table, in images per 1,000."
         low, high = (f"{1000 * end:.0f}" for end in self.interval)
         return what, f"{1000 * self.hits / self.n:.0f}", f"{low} to {high}", f"{self.hits:,} of {self.n:,} {among}"
 
 # %% ../nbs/27_solar.ipynb #ef438d61
-def errors(metrics: dict,  # of a test with cells of both kinds, as in `metrics.json`
-          ) -> tuple:  # (Share of good cells that are flagged, Share of defective cells that are not)
-    "Both ways of being wrong, as counts; a test that lacks a kind of cells is one sentence."
+def errors(metrics: dict,  # of a test with images of both kinds, as in `metrics.json`
+          ) -> tuple:  # (Share of good images that are flagged, Share of defective images that are not)
+    "Both ways of being wrong, as counts; a test that lacks a kind of images is one sentence."
     counts = metrics["n_normal"], metrics["n_abnormal"]
     if not all(counts):
-        raise InputError(f"the test had {counts[0]} good and {counts[1]} abnormal cells, so nobody knows how often this detector is wrong: "
+        raise InputError(f"the test had {counts[0]} good and {counts[1]} abnormal images, so nobody knows how often this detector is wrong: "
                          "train it again with a test set of both kinds")
     alarms, hits = (round(metrics[name] * n) for name, n in zip(("false_alarm_rate", "tpr_at_threshold"), counts))
     return Share(alarms, counts[0]), Share(counts[1] - hits, counts[1])
 
 # %% ../nbs/27_solar.ipynb #43e4a658
-WORST = 12  # cells that the page shows
+WORST = 12  # images that the page shows
 
 
 def spot(heat,  # (H, W) heat map
         ) -> str:  # such as "top left" or "centre"
-    "Where on the cell it is hottest, in words."
+    "Where on the image it is hottest, in words."
     y, x = divmod(int(heat.argmax()), heat.shape[1])
     words = ("top", "middle", "bottom")[3 * y // heat.shape[0]], ("left", "centre", "right")[3 * x // heat.shape[1]]
     return " ".join(words).replace("middle centre", "centre")
 
 
 def gallery(images,  # (N, C, H, W) in [-1, 1], the worst first
-            heat,  # (N, H, W), 1: as hot as the hottest spot of nearly every good cell gets
+            heat,  # (N, H, W), 1: as hot as the hottest spot of nearly every good image gets
             caption: str,  # below the picture
            ) -> Figure:
-    "Numbered cells, three in a row, each beside its heat map."
+    "Numbered images, three in a row, each beside its heat map."
     rows = -(-len(images) // 3)
     fig, axes = new_figure(rows, 6, width=7.5, height=1.4 * rows)
     for ax in axes.flat: ax.axis("off")
@@ -73,16 +73,16 @@ def gallery(images,  # (N, C, H, W) in [-1, 1], the worst first
         for ax, picture in zip(pair, (image, hot)): draw_image(ax, picture)
         pair[0].set_title(i, fontsize=8, loc="left")
     places = ", ".join(f"{i} {spot(hot)}" for i, hot in enumerate(heat, 1))
-    return Figure(as_png(fig), f"{len(images)} numbered cells, each beside its heat map. Hottest spots: {places}.", caption)
+    return Figure(as_png(fig), f"{len(images)} numbered images, each beside its heat map. Hottest spots: {places}.", caption)
 
 # %% ../nbs/27_solar.ipynb #d4ac0d93
 SURE = (
-    "All rates were counted on test cells that training had not seen, at a threshold that was fixed before. In 95 of 100 tests the range holds the true rate.",
-    "They hold for cells like those of the test: the same camera, exposure, kind of cell and kind of fault. "
-    "After any change, count again on some dozens of cells that a person has looked at.",
-    "A cell may be flagged and show no hot spot that a person would call a fault.",
-    "One training with one seed stands behind the scores. Another one would order cells near the threshold differently.",
-    "Heat maps show where a cell is unlike what good cells are like there; the brightest colour is hotter than nearly every good cell gets. "
+    "All rates were counted on test images that training had not seen, at a threshold that was fixed before. In 95 of 100 tests the range holds the true rate.",
+    "They hold for images like those of the test: the same camera, exposure, kind of part and kind of fault. "
+    "After any change, count again on some dozens of images that a person has looked at.",
+    "An image may be flagged and show no hot spot that a person would call a fault.",
+    "One training with one seed stands behind the scores. Another one would order images near the threshold differently.",
+    "Heat maps show where an image is unlike what good images are like there; the brightest colour is hotter than nearly every good image gets. "
     "They are a hint where to look, not a measurement of the fault.")
 
 # %% ../nbs/27_solar.ipynb #5a4fceef
@@ -90,7 +90,7 @@ def ranking(metrics: dict,  # as in `metrics.json`
            ) -> str:  # one to two sentences
     "The AUROC in words, beside the best of the simple rivals."
     area, (low, high), rival = metrics["auroc"], metrics["auroc_ci"], metrics["versus_best_baseline"]
-    text = (f"Take one good and one defective cell: in {100 * area:.0f} of 100 such pairs the defective one has the higher score "
+    text = (f"Take one good and one defective image: in {100 * area:.0f} of 100 such pairs the defective one has the higher score "
             f"(95 % range {100 * low:.0f} to {100 * high:.0f}; guessing gives 50).")
     if not rival: return text
     outcome = "is ahead" if rival["low"] > 0 else "is behind" if rival["high"] < 0 else "is not ahead"
@@ -99,25 +99,25 @@ def ranking(metrics: dict,  # as in `metrics.json`
 
 
 def meaning(metrics: dict,  # as in `metrics.json`
-            n: int,  # cells that were checked
+            n: int,  # images that were checked
            ) -> list:  # of blocks
-    "What a flag means: both errors as a table, and what follows for these cells."
+    "What a flag means: both errors as a table, and what follows for these images."
     alarms, missed = errors(metrics)
-    table = Table(("per 1,000 cells", "counted", "95 % range", "in the test"),
-                  [alarms.row("good, but flagged", "good cells"), missed.row("defective, but not flagged", "defective cells")])
+    table = Table(("per 1,000 images", "counted", "95 % range", "in the test"),
+                  [alarms.row("good, but flagged", "good images"), missed.row("defective, but not flagged", "defective images")])
     most = n * alarms.interval[1]
     return [Text("What a flag means", 2), table,
-            Text(f"If all {n:,} cells were good, about {n * alarms.hits / alarms.n:.0f} would be flagged in vain, and hardly more than {most:.0f}."),
-            Text(f"A cell without a flag is not proven good: of every 10 defective cells about {10 * missed.hits / missed.n:.0f} pass unseen."),
+            Text(f"If all {n:,} images were good, about {n * alarms.hits / alarms.n:.0f} would be flagged in vain, and hardly more than {most:.0f}."),
+            Text(f"An image without a flag is not proven good: of every 10 defective images about {10 * missed.hits / missed.n:.0f} pass unseen."),
             Text(ranking(metrics))]
 
 # %% ../nbs/27_solar.ipynb #6a58e039
 def plant_page(detector,  # fitted
-               images,  # ImageSet of the cells to check; its ids name them
+               images,  # ImageSet of the images to check; its ids name them
                metrics: dict,  # of the detector's test, as in `metrics.json`
                missed=None,  # ImageSet of known defects that were not flagged, to show what that looks like
               ) -> str:  # HTML that needs no other file
-    "The page: how many were checked and flagged, how often that is wrong, the worst cells, and how sure it is."
+    "The page: how many were checked and flagged, how often that is wrong, the worst images, and how sure it is."
     scores = detector.score(images)
     flagged, ranked, n = int((scores.double() > detector.threshold).sum()), scores.argsort(descending=True, stable=True).tolist(), len(images)
     order, others = ranked[:WORST], [Path(images.ids[k]).name for k in ranked[WORST:flagged]]
@@ -125,24 +125,24 @@ def plant_page(detector,  # fitted
     heat = detector.heatmap(worst)
     rows = [(i, Path(images.ids[k]).name, f"{scores[k]:.2f}", "yes" if i <= flagged else "no", spot(h))
             for i, (k, h) in enumerate(zip(order, heat), 1)]
-    blocks = [Text(f"{n:,} cells checked, {flagged:,} flagged", 1),
-              Text(f"A cell is flagged when its score is above {detector.threshold:.2f}. Look at flagged cells in the order of their scores.")]
+    blocks = [Text(f"{n:,} images checked, {flagged:,} flagged", 1),
+              Text(f"An image is flagged when its score is above {detector.threshold:.2f}. Look at flagged images in the order of their scores.")]
     blocks += [*meaning(metrics, n), Text(f"The {len(order)} highest scores", 2),
-               gallery(worst.stack(), heat, "Highest scores first, each cell beside its heat map."),
+               gallery(worst.stack(), heat, "Highest scores first, each image beside its heat map."),
                Table(("rank", "file", "score", "flagged", "hottest spot"), rows)]
     if others: blocks += [Text("Flagged too, by falling score: " + ", ".join(others) + ".")]
     if missed is not None:
         shown = gallery(missed.stack(), detector.heatmap(missed), "Known defects of the test that were not flagged.")
         blocks += [Text("What it does not see", 2), shown]
-    return page(blocks + [Text("How sure is this?", 2), *map(Text, SURE)], f"{n} cells checked, {flagged} flagged")
+    return page(blocks + [Text("How sure is this?", 2), *map(Text, SURE)], f"{n} images checked, {flagged} flagged")
 
 # %% ../nbs/27_solar.ipynb #b7c03451
 def write_plant_page(run,  # folder that `anogan train` wrote
-                     folder,  # of the cells to check, searched to the bottom
+                     folder,  # of the images to check, searched to the bottom
                      out,  # HTML file to write
                      device: str = "auto",  # auto, cpu, cuda or mps
                     ) -> Path:  # the page
-    "Check a folder of cells with a trained detector, and write the page about it; the file is whole or not there."
+    "Check a folder of images with a trained detector, and write the page about it; the file is whole or not there."
     if not (Path(run) / "metrics.json").is_file():
         raise InputError(f"{run} holds no metrics.json, so nobody knows how often its detector is wrong: name a folder that `anogan train` wrote")
     metrics, detector = read_metrics(run), Detector.load(run, device)

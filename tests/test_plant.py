@@ -72,8 +72,8 @@ def test_the_command_writes_the_page(run, folder, detector):
     done = CliRunner().invoke(app, ["plant", str(run), str(folder), "--out", str(out), "--device", "cpu"])
     assert done.exit_code == 0 and f"page in {out}" in done.stdout, done.output
     page = out.read_text(encoding="utf-8")
-    assert "<h1>16 cells checked, " in page and "http" not in page and page.count("<img alt=") == page.count("<img") == 1
-    assert "2 of 40 good cells" in page and "8 of 20 defective cells" in page and "of every 10 defective cells about 4 pass unseen" in page
+    assert "<h1>16 images checked, " in page and "http" not in page and page.count("<img alt=") == page.count("<img") == 1
+    assert "2 of 40 good images" in page and "8 of 20 defective images" in page and "of every 10 defective images about 4 pass unseen" in page
     listed = re.findall(r">([^<>]*\.png)</td>", page)
     assert len(listed) == WORST and listed[0] == "c&lt;odd&gt;.png"
 
@@ -82,7 +82,7 @@ def test_no_flagged_cell_is_left_out(detector):
     noisy = ImageSet(torch.randint(256, (20, 1, 32, 32), dtype=torch.uint8), ids=[f"n{i}" for i in range(20)], isize=32, channels=1)
     flagged = int(detector.predict(noisy).sum())
     page = plant_page(detector, noisy, METRICS, noisy.subset([0]))
-    assert flagged > WORST and f"20 cells checked, {flagged} flagged" in page and "What it does not see" in page
+    assert flagged > WORST and f"20 images checked, {flagged} flagged" in page and "What it does not see" in page
     rest = re.search(r"Flagged too, by falling score: (.*?)\.<", page)[1].split(", ")
     assert len(rest) == flagged - WORST and not set(rest) & set(re.findall(r">(n\d+)</td>", page))
 
