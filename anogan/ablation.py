@@ -114,7 +114,8 @@ def gain_text(test,  # a `PairedTest`
              ) -> str:  # such as "+0.030 [+0.005, +0.055] ▲"
     "A gain with its interval, and whether that lies above zero, below it, or holds it; where all differences are the same, there is no interval to give."
     if (test.low, test.high) == (-1, 1): return f"{test.difference:+.3f}, no spread"
-    return f"{test.difference:+.3f} [{test.low:+.3f}, {test.high:+.3f}] {test.mark}"
+    middle, low, high = (f"{round(value, 3) + 0:+.3f}" for value in (test.difference, test.low, test.high))  # + 0: no negative zero
+    return f"{middle} [{low}, {high}] {test.mark}"
 
 
 def ablation_table(rows: list,  # of runs on one data set, see `gain`
@@ -135,9 +136,9 @@ def gain_figure(rows: list,  # of runs on one data set, see `gain`
                ) -> tuple:  # (figure, alternative text)
     "What each ingredient adds, with its interval, a mark of its own for each generator."
     models, variants = (list(dict.fromkeys(r[name] for r in rows if r["variant"] != WHOLE)) for name in ("model", "variant"))
-    fig, ax = new_figure(width=7, height=0.6 + 0.45 * len(variants))
+    fig, ax = new_figure(width=7, height=1.0 + 0.45 * len(variants))
     said = []
-    for offset, (model, mark) in zip((-0.12, 0.12), zip(models, "os")):
+    for offset, (model, mark) in zip((-0.12, 0.12) if len(models) > 1 else (0,), zip(models, "os")):
         tests = [gain(rows, model, variant, term) for variant in variants]
         places, middles = [i + offset for i in range(len(variants))], [t.difference for t in tests]
         arms = [(0, 0) if "no spread" in gain_text(t) else (t.difference - t.low, t.high - t.difference) for t in tests]
@@ -145,5 +146,5 @@ def gain_figure(rows: list,  # of runs on one data set, see `gain`
         said += [f"{model}, {variant}: {gain_text(t)}" for variant, t in zip(variants, tests)]
     ax.axvline(0, color="grey", lw=0.8, ls=":")
     ax.set(yticks=range(len(variants)), yticklabels=variants, xlabel=f"what it adds to the AUROC of {term}, with a 95 % interval")
-    ax.invert_yaxis(), ax.legend()
+    ax.set_ylim(len(variants) - 0.5, -0.5), ax.legend(fontsize=8)
     return fig, "Gains by ingredient. " + "; ".join(said) + "."

@@ -161,7 +161,7 @@ class Detector(BaseDetector):
                  epochs: int = 15,  # passes over the training images
                  batch_size: int = 64,  # images per training step
                  seed: int = 0,  # of weights, order and noise
-                 recipe="recommended",  # "recommended", "published", or a `Recipe`
+                 recipe="recommended",  # "recommended", "defects", "published", or a `Recipe`
                  false_alarms: float = 0.05,  # share of normal images the threshold may call abnormal
                  device: str = "auto",  # "auto", "cpu", "cuda" or "mps"
                  precision: str = "auto",  # of training: "fp32", "bf16", or "auto": bf16 where the machine multiplies in it

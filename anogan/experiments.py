@@ -65,7 +65,7 @@ class RunConfig:
     epochs: int = 15  # passes over the training images
     batch_size: int = 64  # images per step
     seed: int = 0  # of split, weights, order and noise
-    recipe: str = "recommended"  # recommended or published
+    recipe: str = "recommended"  # recommended, defects or published
     options: dict = field(default_factory=dict)  # single numbers of recipe and networks, over recipe and size: lr, w_con, noise, dim, ndf, …
     baselines: tuple = ("knn", "pca")  # scored on the same data, beside the detector
     legacy_eval: bool = False  # report the released evaluation too, which peeks at the test images, beside the honest one

@@ -323,12 +323,12 @@ def attention_figure(image: torch.Tensor,  # (C, s, s) in [-1, 1]
     "The windows in which a patch looks around, on its way down to the bottom; brighter: it takes more from there."
     way = [a for kind in ("plain", "shifted") for a in found if a.block.startswith(("encoder", "bottom")) and a.block.endswith(kind)]
     fig, axes = new_figure(2, len(way) // 2, width=1.75 * len(way) / 2 + 0.5, height=3.9)
-    own = {}
+    own, top = {}, max(float((a.weights.mean(0) if head is None else a.weights[head]).max()) for a in way)
     for ax, attention in zip(axes.flat, way):
         weights = attention.weights.mean(0) if head is None else attention.weights[head]
         pixels, own[attention.block] = image.shape[-1] // len(weights), f"{weights[attention.place]:.2f}"
         draw_image(ax, image)
-        ax.imshow(np.ma.masked_less(weights.numpy(), 1e-6).repeat(pixels, 0).repeat(pixels, 1), cmap="viridis", vmin=0, vmax=1, alpha=0.85)
+        ax.imshow(np.ma.masked_less(weights.numpy(), 1e-6).repeat(pixels, 0).repeat(pixels, 1), cmap="viridis", vmin=0, vmax=top, alpha=0.85)
         ax.add_patch(Rectangle((attention.place[1] * pixels - 0.5, attention.place[0] * pixels - 0.5), pixels, pixels, fill=False, ec=ABNORMAL, lw=2))
         ax.set_title(f"{attention.block}\nown {own[attention.block]}", fontsize=8)
     shares = ", ".join(f"{share} in {block}" for block, share in own.items())
@@ -364,8 +364,9 @@ def skip_contents(detector: Detector,  # fitted
 # %% ../nbs/24_explore.ipynb #f1aba95f
 def skips_figure(contents: list,  # of `SkipContent`
                 ) -> tuple:  # (figure, text)
-    "What each skip carried, and the reconstruction without it."
-    fig = image_rows({"carried": [c.carried for c in contents], "without": [c.without for c in contents]},
+    "What each skip carried, each map from its least, dark, to its most, bright; and the reconstruction without it."
+    spans = [(c.carried - c.carried.min()) / (c.carried.max() - c.carried.min()).clamp_min(1e-6) for c in contents]
+    fig = image_rows({"carried": spans, "without": [c.without for c in contents]},
                      titles=[f"skip {c.stage}\nchange {c.change:.3f}" for c in contents], size=1.5)
     changes = ", ".join(f"{c.change:.3f} (skip {c.stage})" for c in contents)
     return fig, f"What each skip carried, and the reconstruction without it; it changes by {changes}."

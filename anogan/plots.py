@@ -23,7 +23,7 @@ NORMAL, ABNORMAL, THIRD = "#0072B2", "#D55E00", "#009E73"  # Okabe-Ito: told apa
 # %% ../nbs/91_plots.ipynb #b81a4391
 STYLE = {"figure.facecolor": "white", "savefig.facecolor": "white", "axes.spines.top": False, "axes.spines.right": False,
          "axes.prop_cycle": matplotlib.cycler(color=[NORMAL, ABNORMAL, THIRD, "#CC79A7", "#E69F00", "#56B4E9"]),
-         "font.size": 10, "axes.titlesize": 10, "legend.frameon": False, "image.cmap": "gray"}
+         "font.size": 10, "axes.titlesize": 10, "image.cmap": "gray"}
 
 # %% ../nbs/91_plots.ipynb #e4393f54
 def new_figure(rows: int = 1,  # rows of axes

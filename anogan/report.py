@@ -261,6 +261,7 @@ def bars_figure(results: dict,  # from `collect`
     ax.axhline(0.5, color="grey", lw=0.8, ls=":")
     ax.set_xticks(range(len(parts)), parts, rotation=30 if max(map(len, parts)) > 6 else 0)
     ax.set_ylim(0, 1)
+    ax.set_xlabel("abnormal")
     ax.set_ylabel("AUROC")
     ax.legend(fontsize=8, ncols=4, loc="lower left", bbox_to_anchor=(0, 1))
     said = "; ".join(f"{name}: " + ", ".join(f"{part} {areas({part: of[part]})[2].mean():.3f}" for part in of) for name, of in results.items())
@@ -280,7 +281,7 @@ def roc_figure(results: dict,  # from `collect`
             first = of[part][min(of[part])]
             roc_curve_plot(ax, first.scores, first.labels)
             ax.lines[-2].set_label(name)
-        ax.set_title(part)
+        ax.set_title(f"abnormal: {part}", fontsize=9)
     for ax in panels[len(parts):]: ax.remove()
     handles = {line.get_label(): line for ax in panels[:len(parts)] for line in ax.lines if not line.get_label().startswith("_")}
     fig.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=8)

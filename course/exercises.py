@@ -41,11 +41,18 @@ def exercises(cells):
         yield i
 
 
+def said(cells):
+    "What the cells print or give back, as text."
+    texts = ("".join(o.get("text") or o.get("data", {}).get("text/plain", "")) for cell in cells for o in cell.outputs if {*o.get("data", {})} <= {"text/plain"})
+    return "\n".join(text.strip() for text in texts if text.strip())
+
+
 def readers_copy(notebook):
-    "The notebook with stubs in place of solutions, which are folded away below the checks; outputs stay."
+    "The notebook with stubs in place of solutions, which are folded away below the checks with what both cells print; other outputs stay."
     cells = list(notebook.cells)
     for i in reversed(list(exercises(cells))):
-        folded = f"<details><summary>Solution</summary>\n\n```python\n{solution(cells[i].source)}\n```\n\n</details>"
+        answer = f"It prints:\n\n```\n{text}\n```\n\n" if (text := said(cells[i:i + 2])) else ""
+        folded = f"<details><summary>Solution</summary>\n\n```python\n{solution(cells[i].source)}\n```\n\n{answer}</details>"
         cells.insert(i + 2, nbformat.v4.new_markdown_cell(folded, id=f"{cells[i].id}s"))
         cells[i] = nbformat.from_dict(cells[i] | dict(source=stub(cells[i].source).split("\n", 1)[1], outputs=[]))
         cells[i + 1] = nbformat.from_dict(cells[i + 1] | dict(source=cells[i + 1].source.split("\n", 1)[1], outputs=[]))
