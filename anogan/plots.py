@@ -154,16 +154,16 @@ def network_figure(net: torch.nn.Module,  # a generator with `encoder`, `skip` a
     (first, *_, last), step = shapes, min(0.5, 1.5 / n)
     lists = (name for name, child in net.named_children() if isinstance(child, torch.nn.ModuleList))
     down, up = (name for name in lists if name not in ("encoder", "skip", "fuse", "decoder"))
-    fig, ax = new_figure(width=6, height=0.95 * (n + 2))
+    fig, ax = new_figure(width=7.5, height=1.15 * (n + 2))
     ax.set(xlim=(-0.8, 6.8), ylim=(-n - 0.5, 1.5)), ax.axis("off")
     def box(name, x, y, colour):
         lines = filter(None, (name, _said(net, name), "×".join(map(str, shapes[name]))))
-        frame = dict(boxstyle="round,pad=0.4", fc="white", ec=colour, lw=1.5)
-        return ax.text(x, y, "\n".join(lines), ha="center", va="center", fontsize=8, bbox=frame)
+        frame = dict(boxstyle="round,pad=0.5", fc="white", ec=colour, lw=1.5)
+        return ax.text(x, y, "\n".join(lines), ha="center", va="center", fontsize=9, bbox=frame)
     left, across, right = ([box(f"{part}.{i}", x + slant * step * i, -i, colour) for i in range(n)]
                            for part, x, slant, colour in (("encoder", 0, 1, NORMAL), ("skip", 3, 0, THIRD), ("decoder", 6, -1, ABNORMAL)))
     path = [box(first, 0, 1, "black"), *left, box("bottom", 3, -n, "black"), *right[::-1], box(last, 6, 1, "black")]
-    for start, end, label in zip(path, path[1:], ["", *[down] * n, *[f"{up}, fuse"] * n, ""]): _arrow(ax, start, end, label)
+    for start, end, label in zip(path, path[1:], ["", *[down] * n, *[f"{up}, fuse"] * n, up if len(getattr(net, up)) > n else ""]): _arrow(ax, start, end, label)
     for stage in zip(left, across, right): _arrow(ax, *stage[:2]), _arrow(ax, *stage[1:])
     def listed(boxes): return "; ".join(box.get_text().replace("\n", ", ") for box in boxes)
     sides = f"Down: {listed(path[:n + 1])}. At the bottom: {listed([path[n + 1]])}. Up: {listed(path[n + 2:])}. Across: {listed(across)}."
