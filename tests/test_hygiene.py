@@ -226,7 +226,8 @@ def runs_in_results(name):
     return [row for row in rows if row["variant"] == "nothing"]
 
 
-@pytest.mark.parametrize("name, said", [("digits", "digits"), ("ablation-elpv", "solar cells"), ("fashion_mnist", "Fashion-MNIST")])
+@pytest.mark.parametrize("name, said", [("digits", "digits"), ("ablation-elpv", "solar cells"), ("fashion_mnist", "Fashion-MNIST, 6,000"),
+                                        ("fashion_mnist-all", "Fashion-MNIST, all")])
 def test_the_table_of_the_readme_is_that_of_the_results(name, said):
     def cell(model, baseline=None):
         runs = [run for run in runs_in_results(name) if run["model"] == model]
