@@ -163,7 +163,8 @@ def network_figure(net: torch.nn.Module,  # a generator with `encoder`, `skip` a
     left, across, right = ([box(f"{part}.{i}", x + slant * step * i, -i, colour) for i in range(n)]
                            for part, x, slant, colour in (("encoder", 0, 1, NORMAL), ("skip", 3, 0, THIRD), ("decoder", 6, -1, ABNORMAL)))
     path = [box(first, 0, 1, "black"), *left, box("bottom", 3, -n, "black"), *right[::-1], box(last, 6, 1, "black")]
-    for start, end, label in zip(path, path[1:], ["", *[down] * n, *[f"{up}, fuse"] * n, up if len(getattr(net, up)) > n else ""]): _arrow(ax, start, end, label)
+    labels = ["", *[down] * n, *[f"{up}, fuse"] * n, up if len(getattr(net, up)) > n else ""]
+    for start, end, label in zip(path, path[1:], labels): _arrow(ax, start, end, label)
     for stage in zip(left, across, right): _arrow(ax, *stage[:2]), _arrow(ax, *stage[1:])
     def listed(boxes): return "; ".join(box.get_text().replace("\n", ", ") for box in boxes)
     sides = f"Down: {listed(path[:n + 1])}. At the bottom: {listed([path[n + 1]])}. Up: {listed(path[n + 2:])}. Across: {listed(across)}."

@@ -43,7 +43,8 @@ def exercises(cells):
 
 def said(cells):
     "What the cells print or give back, as text."
-    texts = ("".join(o.get("text") or o.get("data", {}).get("text/plain", "")) for cell in cells for o in cell.outputs if {*o.get("data", {})} <= {"text/plain"})
+    plain = (o for cell in cells for o in cell.outputs if {*o.get("data", {})} <= {"text/plain"})
+    texts = ("".join(o.get("text") or o.get("data", {}).get("text/plain", "")) for o in plain)
     return "\n".join(text.strip() for text in texts if text.strip())
 
 
