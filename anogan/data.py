@@ -627,7 +627,7 @@ def _root(root): return Path(os.environ.get("ANOGAN_DATA") or "data" if root is 
 
 def _help(entry):
     place = f"; its files belong in {entry.place}" if entry.place else ""
-    return entry.about + place + ("; download=True fetches it" if entry.download else "")
+    return entry.about + place + ("; load_dataset(..., download=True) fetches it" if entry.download else "")
 
 def available(root: str | Path | None = None,  # where data sets lie; None: the environment variable ANOGAN_DATA, else ./data
              ) -> list[dict]:  # of name, classes, at_hand (bool), where (a sentence)
