@@ -323,9 +323,9 @@ def attention_figure(image: torch.Tensor,  # (C, s, s) in [-1, 1]
     "The windows in which a patch looks around, on its way down to the bottom; brighter: it takes more from there."
     way = [a for kind in ("plain", "shifted") for a in found if a.block.startswith(("encoder", "bottom")) and a.block.endswith(kind)]
     fig, axes = new_figure(2, len(way) // 2, width=1.75 * len(way) / 2 + 0.5, height=3.9)
-    own, top = {}, max(float((a.weights.mean(0) if head is None else a.weights[head]).max()) for a in way)
-    for ax, attention in zip(axes.flat, way):
-        weights = attention.weights.mean(0) if head is None else attention.weights[head]
+    own, maps = {}, [a.weights.mean(0) if head is None else a.weights[head] for a in way]
+    top = max(float(weights.max()) for weights in maps)
+    for ax, attention, weights in zip(axes.flat, way, maps):
         pixels, own[attention.block] = image.shape[-1] // len(weights), f"{weights[attention.place]:.2f}"
         draw_image(ax, image)
         ax.imshow(np.ma.masked_less(weights.numpy(), 1e-6).repeat(pixels, 0).repeat(pixels, 1), cmap="viridis", vmin=0, vmax=top, alpha=0.85)

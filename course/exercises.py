@@ -52,7 +52,7 @@ def readers_copy(notebook):
     "The notebook with stubs in place of solutions, which are folded away below the checks with what both cells print; other outputs stay."
     cells = list(notebook.cells)
     for i in reversed(list(exercises(cells))):
-        answer = f"It prints:\n\n```\n{text}\n```\n\n" if (text := said(cells[i:i + 2])) else ""
+        answer = f"It prints:\n\n```text\n{text}\n```\n\n" if (text := said(cells[i:i + 2])) else ""
         folded = f"<details><summary>Solution</summary>\n\n```python\n{solution(cells[i].source)}\n```\n\n{answer}</details>"
         cells.insert(i + 2, nbformat.v4.new_markdown_cell(folded, id=f"{cells[i].id}s"))
         cells[i] = nbformat.from_dict(cells[i] | dict(source=stub(cells[i].source).split("\n", 1)[1], outputs=[]))

@@ -125,7 +125,16 @@ def test_the_readers_copy_has_a_stub_and_a_folded_solution():
     assert task.source == 'def double(x):\n    "Twice x."\n    raise NotImplementedError("your turn")'
     assert check.source == "assert double(2) == 4" and folded.source.startswith("<details>") and "    y = x + x\n    return y\n" in folded.source
     assert "SOLUTION" not in task.source + folded.source
+    assert "It prints" not in folded.source
     with pytest.raises(AssertionError, match="not followed"): readers_copy(made(EXERCISE))
+
+
+def test_a_folded_solution_shows_what_its_cells_print():
+    notebook = made(EXERCISE, "#| check\nprint(double(2))")
+    notebook.cells[1].outputs = [nbformat.v4.new_output("stream", text="4 of 4\n"), nbformat.v4.new_output("execute_result", {"text/plain": "'right'"}),
+                                 nbformat.v4.new_output("display_data", {"text/plain": "<Image object>", "image/png": ""})]
+    _, check, folded = readers_copy(notebook).cells
+    assert "It prints:\n\n```text\n4 of 4\n'right'\n```" in folded.source and "Image" not in folded.source and not check.outputs
 
 
 @pytest.mark.parametrize("notebook", [path for path in NOTEBOOKS if path.stem != "index"], ids=lambda path: path.stem)
