@@ -81,7 +81,7 @@ class WindowAttention(nn.Module):
                 mask=None,  # (windows, w², w²) added to the scores; N is a multiple of windows
                ):  # (N, heads, w², w²) attention weights, rows sum to 1
         "How much each token takes from each other token of its window."
-        scores = q * q.shape[-1]**-0.5 @ k.transpose(-2, -1) + self.bias_table[self.bias_index].permute(2, 0, 1)
+        scores = q * q.shape[-1]**-0.5 @ k.transpose(-2, -1) + F.embedding(self.bias_index, self.bias_table).permute(2, 0, 1)
         if mask is not None: scores = (scores.unflatten(0, (-1, len(mask))) + mask[:, None]).flatten(0, 1)
         return scores.softmax(dim=-1)
 

@@ -198,11 +198,14 @@ class ImageSet(torch.utils.data.Dataset):
                 order=None,  # indices in the order wanted; None: as they are
                ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # ((B, C, s, s) float in [-1, 1], (B,) int64)
         "Batches of images and labels, far faster than one image at a time."
+        order = _positions(order, len(self))
+        places, labels = order.to(self.device), self.labels.to(self.device)  # once: a copy in every batch would wait for the GPU
         with ThreadPoolExecutor(WORKERS) as pool:
-            for index in _chunks(order, len(self), batch_size):
-                if self.items is None: pixels = self.pixels[index.to(self.device)]
-                else: pixels = torch.stack([*_decode_all([self.items[i] for i in index.tolist()], self.isize, self.channels, pool)])
-                yield to_float(pixels.to(self.device)), self.labels[index].to(self.device)
+            for i in range(0, len(order), batch_size):
+                here, numbers = places[i:i + batch_size], order[i:i + batch_size].tolist()
+                if self.items is None: pixels = self.pixels[here]
+                else: pixels = torch.stack([*_decode_all([self.items[n] for n in numbers], self.isize, self.channels, pool)])
+                yield to_float(pixels.to(self.device)), labels[here]
 
     def stack(self,
              ) -> torch.Tensor:  # (N, C, s, s) float in [-1, 1]

@@ -27,13 +27,13 @@ from .gannext import GanNeXt
 from .losses import LossWeights
 from .memory import NEIGHBOURS, Memory, places_as_map
 from .scoring import Calibration, error_map, join_terms, score_terms, smooth
-from .trainer import Recipe, Trainer, enough_memory, find_recipe, kinds, start_accelerator, write_atomically, writing
+from .trainer import Recipe, Trainer, draw_projection, enough_memory, find_recipe, kinds, start_accelerator, write_atomically, writing
 from .unets import SAGAN, SkipGANomaly
 
 # %% ../nbs/16_detector.ipynb #e5635213
 GENERATORS = {"anotrans": AnoTrans, "gannext": GanNeXt, "skipganomaly": SkipGANomaly, "sagan": SAGAN}
 SCORE_BATCH = 256  # images per batch when scoring; the scores do not depend on it
-FORMAT = 3  # of saved detectors; a higher number when older versions cannot read them
+FORMAT = 4  # of saved detectors; a higher number when older versions cannot read them
 MEMORY_SIZE = 10_000  # training images whose features are kept for the score
 HEAT_SIGMA = 1 / 32  # blur of a heat map, as a share of the image's side
 LARGEST = dict(depth=8, depths=64, window=256, kernel=63) | dict.fromkeys(("dim", "patch_size", "heads", "ngf", "ndf", "nz"), 4096)  # of an option
@@ -183,11 +183,17 @@ class Detector(BaseDetector):
         if channels: self.build()
 
     def build(self) -> "Detector":
-        "Draw both networks from the seed."
+        "Draw the networks from the seed."
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             self.discriminator, self.generator = map(self.network_of, (Discriminator, GENERATORS[self.model]))
+        self.projection = draw_projection(self.discriminator, self.seed).eval() if self.recipe.contrast else None
         return self
+
+    def networks(self) -> dict:  # name -> network
+        "What is trained and saved: the generator, the discriminator, and the head of its second task where the recipe has one."
+        found = dict(generator=self.generator, discriminator=self.discriminator, projection=self.projection)
+        return {name: network for name, network in found.items() if network}
 
     def network_of(self,
                    part: type,  # a network class
@@ -215,8 +221,8 @@ class Detector(BaseDetector):
             self.channels = next(iterate(train, 1)).shape[1]
             self.build()
         for images in (train, val): self.check(next(iterate(images, 1)))
-        trainer = Trainer(self.generator, self.discriminator, self.recipe, epochs=self.epochs, batch_size=self.batch_size, seed=self.seed,
-                          device=self.device, precision=self.precision, folder=folder, progress=self.progress)
+        trainer = Trainer(self.generator, self.discriminator, self.recipe, projection=self.projection, epochs=self.epochs,
+                          batch_size=self.batch_size, seed=self.seed, device=self.device, precision=self.precision, folder=folder, progress=self.progress)
         train = self.at_hand(train)
         self.history = trainer.fit(train, on_epoch)
         return self.remember(train).calibrate(val) if trainer.team.first else self
@@ -228,7 +234,7 @@ class Detector(BaseDetector):
         self.weights = self.recipe.score
         if terms := [name for name in self.weights if name in NEIGHBOURS]:
             order = torch.randperm(len(train), generator=torch.Generator().manual_seed(self.seed))[:MEMORY_SIZE]
-            self.memory = Memory.fit(self.discriminator, self.batches(train, order), terms)
+            self.memory = Memory.fit(self.discriminator, self.batches(train, order), terms, self.projection)
         return self
 
     def calibrate(self,
@@ -248,6 +254,7 @@ class Detector(BaseDetector):
         "Batches on the networks' device, checked."
         if self.generator is None: raise InputError("this detector has no networks yet: call fit, or Detector.load")
         device = next(self.generator.parameters()).device
+        images = images.to(device) if isinstance(images, ImageSet) else images  # as bytes, a quarter of what floats would be
         for x in iterate(images, SCORE_BATCH, order): yield self.check(x).to(device)
 
     def each(self,
@@ -371,8 +378,7 @@ class Detector(BaseDetector):
     def pack(self) -> tuple:  # content of `model.safetensors` (bytes), and what `detector.json` holds (dict)
         "Everything that is saved."
         if self.threshold is None: raise InputError("this detector is not fitted yet: call fit before save")
-        tensors = {f"{part}/{key}": t.cpu().contiguous() for part in ("generator", "discriminator")
-                   for key, t in getattr(self, part).state_dict().items()}
+        tensors = {f"{part}/{key}": t.cpu().contiguous() for part, network in self.networks().items() for key, t in network.state_dict().items()}
         if self.memory:
             kept = self.memory.features | ({} if self.memory.whiten is None else dict(whiten=self.memory.whiten))
             tensors |= {f"memory/{name}": t.cpu().contiguous() for name, t in kept.items()}
@@ -449,7 +455,7 @@ class Detector(BaseDetector):
                       tensors: dict,  # what `model.safetensors` holds
                      ):
         "Raise one sentence where tensors are missing, unknown, of another shape or number format than this detector's, or not finite."
-        wanted = kinds({f"{part}/{key}": t for part in ("generator", "discriminator") for key, t in getattr(self, part).state_dict().items()})
+        wanted = kinds({f"{part}/{key}": t for part, network in self.networks().items() for key, t in network.state_dict().items()})
         for term, seen in Memory.look(self.discriminator, torch.empty(2, self.channels, self.isize, self.isize)).items():
             key = f"memory/{term}"
             if key in tensors and tensors[key].shape[1:] == seen.shape[1:] and len(tensors[key]): wanted |= kinds({key: tensors[key].half()})
@@ -474,12 +480,12 @@ class Detector(BaseDetector):
         with torch.device("meta"): cls(**options).check_tensors(tensors)  # before anything of the size that the file asks for is made
         check_facts(facts, ["rec", "lat", *(key.split("/")[1] for key in tensors if key.startswith("memory/") and key != "memory/whiten")])
         detector = cls(**options)
-        for part in ("generator", "discriminator"):
-            getattr(detector, part).load_state_dict({key.split("/", 1)[1]: t for key, t in tensors.items() if key.startswith(part + "/")})
-            getattr(detector, part).to(start_accelerator(device).device)
+        for part, network in detector.networks().items():
+            network.load_state_dict({key.split("/", 1)[1]: t for key, t in tensors.items() if key.startswith(part + "/")})
+            network.to(start_accelerator(device).device)
         remembered = {key.split("/", 1)[1]: t.to(start_accelerator(device).device) for key, t in tensors.items() if key.startswith("memory/")}
         whiten = remembered.pop("whiten", None)
-        if remembered: detector.memory = Memory(remembered, whiten)
+        if remembered: detector.memory = Memory(remembered, whiten, detector.projection)
         detector.threshold, detector.heat_scale = float(facts["threshold"]), float(facts["heat_scale"])
         detector.weights = {name: float(weight) for name, weight in facts["weights"].items()}
         detector.calibration = Calibration(**facts["calibration"]) if facts["calibration"] else None

@@ -14,7 +14,7 @@ from torch import nn
 from .data import to_float
 from .detector import HEAT_SIGMA
 from .errors import AnoganError, InputError
-from .memory import NEIGHBOURS, SPARE, Memory, places_as_map, standing_out
+from .memory import NEIGHBOURS, SPARE, Memory, of_image, places_as_map
 from .scoring import error_map, join_terms, latent_distance, reconstruction_error, smooth
 from .trainer import write_atomically
 
@@ -46,6 +46,7 @@ class Exportable(nn.Module):
         self.generator, self.discriminator = (deepcopy(network).cpu().eval() for network in (detector.generator, detector.discriminator))
         for term in NEIGHBOURS.keys() & detector.weights.keys():
             self.register_buffer(term, detector.memory.features[term].cpu().transpose(0, 1).contiguous())
+        self.projection = deepcopy(detector.projection).cpu() if detector.projection else None
         self.register_buffer("whiten", detector.memory.whiten.cpu() if "near_patch" in detector.weights else None)
         self.weights, self.calibration, self.threshold = detector.weights, detector.calibration, detector.threshold
         self.isize, self.sigma, self.heat_scale = detector.isize, HEAT_SIGMA * detector.isize, detector.heat_scale
@@ -55,8 +56,7 @@ class Exportable(nn.Module):
                   x,  # (B, C, s, s) images in [-1, 1]
                  ):  # (B, P)
         "How far each place is from what was remembered for it."
-        seen = Memory.look(self.discriminator, x)[name].transpose(0, 1)
-        if name == "near_patch": seen = seen @ self.whiten
+        seen = Memory({name: None}, self.whiten, self.projection).read(self.discriminator, x)[name].transpose(0, 1)
         return nearest_in_place(seen, getattr(self, name).float(), NEIGHBOURS[name]).float().T
 
     def terms(self,
@@ -68,7 +68,7 @@ class Exportable(nn.Module):
         for name in self.weights.keys() & NEIGHBOURS.keys():
             distances = self.distances(name, x)
             if name == "near_patch": heat = places_as_map(distances, self.isize)
-            terms[name] = standing_out(distances) if name == "near_patch" else distances[:, 0]
+            terms[name] = of_image(name, distances)
         if "rec" in self.weights: terms["rec"] = reconstruction_error(x, fake)
         if "lat" in self.weights: terms["lat"] = latent_distance(self.discriminator(x)[1], self.discriminator(fake)[1])
         return terms, heat / self.heat_scale

@@ -4,7 +4,7 @@
 __all__ = ['TERMS', 'COLLAPSED', 'PUBLISHED', 'PAPERS', 'RECIPES', 'COLUMNS', 'Recipe', 'find_recipe', 'sigmoid_loss',
            'gan_losses', 'gan_step', 'epoch_seed', 'writing', 'write_atomically', 'enough_memory', 'fingerprint',
            'save_checkpoint', 'kinds', 'adam_kinds', 'load_checkpoint', 'has_bf16', 'start_accelerator', 'gathered',
-           'joined_batch_norm', 'DrawnForAll', 'Team', 'is_log', 'Trainer']
+           'joined_batch_norm', 'DrawnForAll', 'Team', 'Recorded', 'is_log', 'draw_projection', 'Trainer']
 
 # %% ../nbs/11_trainer.ipynb #1d82d4c4
 """The loop: one readable step, an epoch of steps, and what is kept between epochs."""
@@ -440,6 +440,51 @@ class Team:
         dist.all_reduce(values := torch.stack([*losses.values()]))
         return dict(zip(losses, values / self.size))
 
+# %% ../nbs/11_trainer.ipynb #7c3e9a51
+class Recorded:
+    """A step that a GPU repeats by itself: after some usual steps its kernels are recorded as a CUDA graph, and from then on launched as one.
+
+    Whatever the step uses has to stay where it is in memory: networks, optimisers, the shape of a batch.
+    """
+    usual = 3  # steps before the recording: they settle what is decided once, as kernels and Adam's state
+
+    def __init__(self,
+                 step,  # function of a batch to a dict of scalars on the device
+                 optimizers,  # that it moves
+                ):
+        self.step, self.optimizers, self.taken, self.graph, self.stream = step, optimizers, 0, torch.cuda.CUDAGraph(), torch.cuda.Stream()
+
+    def __call__(self,
+                 x,  # (B, C, H, W) images on the GPU, of the same shape in every step
+                ) -> dict:  # as of `step`
+        if self.taken == self.usual: self.record(x)
+        self.taken += 1
+        if self.taken <= self.usual: return self.aside(x)
+        self.x.copy_(x)
+        self.graph.replay()
+        return dict(zip(self.names, self.losses.clone()))
+
+    def aside(self,
+              x,  # (B, C, H, W)
+             ) -> dict:  # as of `step`
+        "A usual step, on the stream on which it will be recorded."
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream): losses = self.step(x)
+        torch.cuda.current_stream().wait_stream(self.stream)
+        return losses
+
+    def record(self,
+               x,  # (B, C, H, W)
+              ):
+        "Note every kernel of one step, without running it."
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups: group["capturable"] = True
+        self.x = x.clone()
+        with torch.cuda.graph(self.graph, stream=self.stream):
+            losses = self.step(self.x)
+            self.names, self.losses = [*losses], torch.stack([*losses.values()])
+
+
 # %% ../nbs/11_trainer.ipynb #e6921007
 COLUMNS = ("epoch", "loss_g", "adv", "con", "lat", "loss_d", "d_real", "d_fake", "contrast", "seconds", "event")  # of the log; contrast where the recipe has it
 
@@ -454,6 +499,15 @@ def is_log(rows,  # of a checkpoint, which may be damaged
     return isinstance(rows, list) and len(rows) > 0 and all(map(fits, rows))
 
 
+def draw_projection(discriminator,  # that has the second task
+                    seed: int,  # of the run
+                   ) -> Projection:
+    "The head of the discriminator's second task, drawn from the seed."
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Projection(discriminator.to_feature.out_channels)
+
+
 class Trainer:
     "Trains a generator against a discriminator on normal images, epoch by epoch, and can resume after any of them."
     def __init__(self,
@@ -461,6 +515,7 @@ class Trainer:
                  discriminator,  # (B, C, H, W) to (logits (B,), features (B, nz))
                  recipe: Recipe,  # how to train
                  *,
+                 projection=None,  # head of the discriminator's second task; where the recipe has that task and none is given, `draw_projection`
                  epochs: int = 15,  # passes over the training images
                  batch_size: int = 64,  # images per step, of all processes together, at least 2 (BatchNorm)
                  seed: int = 0,  # of order and noise
@@ -482,18 +537,13 @@ class Trainer:
 
         if recipe.keep_map: discriminator.keep_map()
         self.networks = dict(generator=generator, discriminator=discriminator)
-        if recipe.contrast: self.networks |= self.draw_projection()
+        if recipe.contrast: self.networks["projection"] = projection or draw_projection(discriminator, seed)
         for network in self.networks.values(): network.to(self.accelerator.device, memory_format=torch.channels_last)
         generator, *others = self.networks.values()
         self.optimizers = dict(opt_g=adam(generator), opt_d=adam(*others))
         for optimizer in self.optimizers.values(): optimizer.register_step_pre_hook(self.team.average_gradients)
         self.history = []
-
-    def draw_projection(self) -> dict:  # name -> network
-        "The head of the discriminator's second task, drawn from the seed; it is not needed after training."
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            return dict(projection=Projection(self.networks["discriminator"].to_feature.out_channels))
+        self.take = self.plain_step
 
     def fit(self,
             train,  # normal images: a data set, or (N, C, H, W) float in [-1, 1]
@@ -514,6 +564,7 @@ class Trainer:
         try:
             with self.team.linked(), torch.random.fork_rng(gpus), bar:
                 for network in self.networks.values(): network.train()
+                self.record()
                 for epoch in range(len(self.history), self.epochs):
                     bar.set_description(f"epoch {epoch + 1}/{self.epochs}")
                     row = self.epoch_or_nothing(train, epoch, bar)
@@ -522,8 +573,14 @@ class Trainer:
                     bar.set_postfix(con=f"{row['con']:.3f}", loss_d=f"{row['loss_d']:.2f}")
                     if self.team.agree(on_epoch and self.team.first and on_epoch(row)): break
         finally:
+            self.take = self.plain_step  # and the memory of a recorded step is free again
             for network in self.networks.values(): network.eval()
         return self.history
+
+    def record(self):
+        "Let the GPU repeat a step by itself, where that is possible: one process, and no noise that comes from the CPU."
+        alone = self.team.size == 1 and not self.recipe.fixed_noise
+        self.take = Recorded(self.plain_step, self.optimizers.values()) if self.accelerator.device.type == "cuda" and alone else self.plain_step
 
     def epoch_or_nothing(self,
                          train,  # normal images: a data set, or (N, C, H, W) float in [-1, 1]
@@ -538,6 +595,7 @@ class Trainer:
             self.watch(row)
         except BaseException:
             for name, part in parts.items(): part.load_state_dict(good[name])
+            self.record()
             raise
         return row
 
@@ -565,12 +623,18 @@ class Trainer:
     def step(self,
              x,  # (B, C, H, W) images in [-1, 1], on the device; this process's part of a batch
             ) -> dict:  # detached losses of the whole batch
-        "Corrupt, then one `gan_step` in the chosen number format."
+        "One step of the whole team; a GPU repeats a recorded one."
         with enough_memory(x, "batch_size={}" if self.team.size == 1 else f"batch_size={self.team.size} × {{}}"), self.team.as_one(self.networks.values()):
-            x_in = coarse_noise(x, self.recipe.noise)
-            if self.recipe.fixed_noise: x_in = x_in + self.recipe.fixed_noise * self.fixed_noise(x)
-            return self.team.mean(gan_step(self.networks["generator"], self.networks["discriminator"], *self.optimizers.values(), x, x_in,
-                                           self.recipe, self.accelerator, self.team.among_all(self.networks.get("projection"))))
+            return self.team.mean(self.take(x))
+
+    def plain_step(self,
+                   x,  # (B, C, H, W) images in [-1, 1], on the device
+                  ) -> dict:  # detached losses
+        "Corrupt, then one `gan_step` in the chosen number format."
+        x_in = coarse_noise(x, self.recipe.noise)
+        if self.recipe.fixed_noise: x_in = x_in + self.recipe.fixed_noise * self.fixed_noise(x)
+        return gan_step(self.networks["generator"], self.networks["discriminator"], *self.optimizers.values(), x, x_in,
+                        self.recipe, self.accelerator, self.team.among_all(self.networks.get("projection")))
 
     def fixed_noise(self,
                     x,  # (B, C, H, W) a batch

@@ -63,7 +63,8 @@ def main():
     parser.add_argument("--recipe", default="recommended")
     parser.add_argument("--size", default="tiny")
     parser.add_argument("--isize", type=int, default=32)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="how many")
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--n-train", type=int)
@@ -76,7 +77,7 @@ def main():
     if args.table: return print(ablation_table(rows, ("score", *TERMS)))
     setting = {name: getattr(args, name) for name in ("dataset", "category", "recipe", "size", "isize", "epochs", "batch_size", "n_train")}
     done = {tuple(r[name] for name in ("model", "variant", "abnormal_class", "seed", *setting)) for r in rows}
-    for seed, c in product(range(args.seeds), args.classes):
+    for seed, c in product(range(args.first_seed, args.first_seed + args.seeds), args.classes):
         wanted = [setting | dict(model=model, variant=variant, abnormal_class=c, seed=seed) for variant in args.variants for model in args.models]
         wanted = [key for key in wanted if tuple(key[name] for name in ("model", "variant", "abnormal_class", "seed", *setting)) not in done]
         if not wanted: continue

@@ -37,7 +37,7 @@ from anogan.discriminator import Discriminator, init_weights
 from anogan.memory import Memory
 from anogan.plots import new_figure
 from anogan.scoring import latent_distance, reconstruction_error, score_terms
-from anogan.trainer import PUBLISHED, Recipe, Trainer, has_bf16, write_atomically
+from anogan.trainer import PUBLISHED, Recipe, Trainer, draw_projection, has_bf16, write_atomically
 
 RESULTS = Path(__file__).parent / "results"
 FORMULAS = PUBLISHED.tuned(latent_in_d=False, third_pass=False, sigmoid_first=False, redraw_below=0.0)
@@ -116,13 +116,16 @@ def old_training(cell, device):
     return networks, lambda: released_epoch(networks, optimizers, loader, device)
 
 
-def our_training(cell, device, recipe, compiled=False):
+def our_training(cell, device, recipe, recorded=True):
+    "On a GPU the first round takes plain steps, whose FLOPs can be counted, and the later ones recorded steps."
     trainer = Trainer(*build(cell), recipe, batch_size=cell["batch"], device=device, progress=False)
-    for network in trainer.networks.values():
-        network.train()
-        if compiled: network.compile()
+    for network in trainer.networks.values(): network.train()
     images = random_images(cell).to(device)
-    return trainer.networks.values(), lambda: trainer.one_epoch(images, 0, tqdm(disable=True))
+
+    def work():
+        trainer.one_epoch(images, 0, tqdm(disable=True))
+        if recorded and trainer.take == trainer.plain_step: trainer.record()
+    return trainer.networks.values(), work
 
 
 def old_scoring(cell, device):
@@ -135,8 +138,9 @@ def our_scoring(cell, device, terms):
     networks = [network.to(device, memory_format=torch.channels_last).eval() for network in build(cell)]
     images, remembered = random_images(cell).to(device), None
     if terms != SCORES["same score"]:
-        seen = Memory.fit(networks[1], [torch.zeros(1, 3, cell["isize"], cell["isize"], device=device)], terms).features
-        remembered = Memory({term: torch.randn(MEMORY_SIZE, *t.shape[1:], device=device, dtype=t.dtype) for term, t in seen.items()})
+        head = draw_projection(networks[1], seed=0).to(device)
+        seen = Memory.fit(networks[1], [torch.zeros(1, 3, cell["isize"], cell["isize"], device=device)], terms, head).features
+        remembered = Memory({term: torch.randn(MEMORY_SIZE, *t.shape[1:], device=device, dtype=t.dtype) for term, t in seen.items()}, projection=head)
 
     def work():
         for x in iterate(images, cell["batch"]):
@@ -165,7 +169,7 @@ def contenders(cell, device):
     if cell["task"] == "score": return {OLD: lambda: old_scoring(cell, device)} | {
         name: lambda terms=terms: our_scoring(cell, device, terms) for name, terms in SCORES.items()}
     ways = {name: lambda recipe=recipe: our_training(cell, device, recipe) for name, recipe in RECIPES.items() if name in cell["ways"]}
-    if "compiled" in cell["ways"]: ways["recommended, compiled"] = lambda: our_training(cell, device, Recipe(), compiled=True)
+    if "not recorded" in cell["ways"]: ways["recommended, not recorded"] = lambda: our_training(cell, device, Recipe(), recorded=False)
     return {OLD: lambda: old_training(cell, device)} | ways
 
 
@@ -209,16 +213,19 @@ def seconds_of(work, device):
 
 
 def measure(cell, device, repeats):
-    "The cell with, for each contender, its seconds in each round, FLOPs and memory. The first round warms up and counts FLOPs, the last sees memory."
+    "The cell with, for each contender, its seconds in each round, FLOPs and memory. The first rounds warm up and count FLOPs, the last sees memory."
     ways = {name: make()[1] for name, make in contenders(cell, device).items()}
     found = {}
     for name, work in ways.items():
         with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: convolution_backward}) as counter: work()
         found[name] = dict(flops=counter.get_total_flops(), seconds=[])
+        if device == "cuda": found[name]["bytes"] = most_memory(work, device)  # in the round that records the step
     for _ in range(repeats):
         for name, work in ways.items(): found[name]["seconds"].append(seconds_of(work, device))
-    for name, work in ways.items(): found[name]["bytes"] = most_memory(work, device)
-    if cell["task"] == "data" or "compiled" in name: del found[name]["flops"]
+    if device == "cpu":
+        for name, work in ways.items(): found[name]["bytes"] = most_memory(work, device)
+    if cell["task"] == "data":
+        for found_way in found.values(): del found_way["flops"]
     return cell | dict(ways=found)
 
 
@@ -235,7 +242,7 @@ def product_limit(device, dtype, side):
 def profile(cell, device, repeats):
     "Where the seconds of one step go, released-style and recommended: medians over some steps."
     found = {}
-    for name, make in ((OLD, lambda: old_training(cell, device)), ("recommended", lambda: our_training(cell, device, Recipe()))):
+    for name, make in ((OLD, lambda: old_training(cell, device)), ("recommended", lambda: our_training(cell, device, Recipe(), recorded=False))):
         (generator, discriminator, *_), work = make()
         work()
         found[name] = [profile_once(generator, discriminator, work, device) for _ in range(repeats)]
@@ -271,15 +278,16 @@ def plan(device, size):
     "Cells to measure, and the cell to profile; on a CPU no more than 10 minutes' worth at paper size."
     models, gpu = ("anotrans", "gannext"), device == "cuda"
 
-    def cell(task, model, isize, batch, steps=10 if gpu else 1, size=size, ways=("recommended",)):
+    def cell(task, model, isize, batch, steps=4 if gpu else 1, size=size, ways=("recommended",)):
         return dict(task=task, model=model, size=size, isize=isize, batch=batch, images=batch * steps, ways=[*ways])
 
-    every = [*RECIPES, "compiled"] if gpu else [*RECIPES]
+    every = [*RECIPES, "not recorded"] if gpu else [*RECIPES]
     cells = [cell("data", "", 32, 128, 20)]
     for model in models:
-        cells += [cell("train", model, 32, batch, 10 if gpu else 2, ways=every) for batch in ((128, 1024) if gpu else (128,))]
-        cells += [cell("score", model, 32, 1, 8), cell("score", model, 32, 128), cell("score", model, 32, 1024)]
+        cells += [cell("train", model, 32, batch, steps, ways=every) for batch, steps in (((128, 10), (1024, 4)) if gpu else ((128, 2),))]
+        cells += [cell("score", model, 32, 1, 8), cell("score", model, 32, 128), cell("score", model, 32, 1024, 2 if gpu else 1)]
         cells += [cell("train", model, isize, 32 if gpu else 2) for isize in (32, 64, 128, 256)]
+        if gpu: continue
         cells += [cell("train", model, 32, batch) for batch in (16, 64)]
         cells += [cell("train", model, 32, 64, size=width) for width in ("tiny", "small") if width != size]
     return cells, [cell("train", model, 32, 128 if gpu else 32, 1) for model in models]
@@ -420,7 +428,6 @@ def main():
     args = parser.parse_args()
     out = args.out or RESULTS / f"speed-{args.device}.json"
     if args.table: return print(report(json.loads(out.read_text())))
-    torch._functorch.config.donated_buffer = False  # compiled networks too are to keep their graph for a second backward pass
     side, start = (256 if args.smallest else 8192 if args.device == "cuda" else 2048), time.perf_counter()
     limits = dict(fp32=product_limit(args.device, torch.float32, side))
     if has_bf16(args.device): limits["bf16"] = product_limit(args.device, torch.bfloat16, side)

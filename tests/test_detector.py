@@ -214,7 +214,7 @@ def test_unfitted_detectors_say_so(data, tmp_path):
     (lambda f: (f / "model.safetensors").unlink(), "holds no detector"),
     (lambda f: (f / "detector.json").write_text("{"), "not JSON"),
     (lambda f: (f / "model.safetensors").write_bytes(b"junk"), "not the file that was saved"),
-    (lambda f: (f / "detector.json").write_text("[]"), "not a detector of format 3"),
+    (lambda f: (f / "detector.json").write_text("[]"), "not a detector of format 4"),
     (lambda f: (f / "detector.json").write_text((f / "detector.json").read_text().replace('"gannext"', '"anotrans"')), "detector.json"),
 ])
 def test_damaged_files_are_one_sentence(data, tmp_path, damage, fault):

@@ -31,6 +31,7 @@ def fitted(model="gannext", channels=1, recipe="recommended", seed=0, **options)
     options = options or dict(dim=8, depths=(1, 1))
     x = to_float(bytes_of(40, channels))
     detector = Detector(model, channels=channels, recipe=recipe, seed=seed, device="cpu", progress=False, ndf=8, nz=16, **options)
+    with torch.no_grad(): detector.discriminator.to_feature.weight *= 30  # features of the size that they have after training
     return detector.remember(x[:30]).calibrate(x[30:])
 
 

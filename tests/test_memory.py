@@ -4,6 +4,7 @@ import torch
 from sklearn.covariance import ShrunkCovariance
 from sklearn.neighbors import NearestNeighbors
 
+from anogan.contrast import Projection
 from anogan.data import load_dataset
 from anogan.detector import Detector
 from anogan.discriminator import Discriminator, init_weights
@@ -38,8 +39,26 @@ def test_nearest_measures_by_differences():
 
 def test_the_terms_are_the_feature_the_map_and_its_places(critic, memory):
     shapes = {term: tuple(t.shape) for term, t in memory.features.items()}
-    assert shapes == dict(near_image=(80, 1, 8), near_map=(80, 1, 512), near_patch=(80, 64, 8)) and set(shapes) == set(NEIGHBOURS)
-    assert torch.allclose(memory.features["near_image"].float().norm(dim=2), torch.ones(80, 1), atol=1e-2)
+    assert shapes == dict(near_image=(80, 4, 8), near_map=(80, 1, 512), near_patch=(80, 64, 8)) and set(shapes) == set(NEIGHBOURS)
+    assert torch.allclose(memory.features["near_image"].float().norm(dim=2), torch.ones(80, 4), atol=1e-2)
+
+
+@pytest.mark.parametrize("head", [None, Projection(8)], ids=["feature", "head"])
+def test_the_image_is_measured_four_times_each_turn_against_its_own(critic, head):
+    memory = Memory.fit(critic, IMAGES[:80].split(32), ["near_image"], head)
+    expected = torch.zeros(10)
+    for turns in range(4):
+        with torch.no_grad(): features = critic(IMAGES.rot90(turns, (2, 3)))[1]
+        seen = torch.nn.functional.normalize(head.layers(features) if head else features, dim=1).detach()
+        search = NearestNeighbors(n_neighbors=5).fit(seen[:80].half().double())
+        expected += torch.from_numpy(search.kneighbors(seen[80:90].double())[0].mean(axis=1)).float() / 4
+    torch.testing.assert_close(memory.distances(critic, IMAGES[80:90])["near_image"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_only_what_is_asked_for_is_looked_at(critic, monkeypatch):
+    calls = []
+    monkeypatch.setattr(Discriminator, "forward", lambda self, x: calls.append(x))
+    assert Memory.look(critic, IMAGES[:2], ["near_patch"]).keys() == {"near_patch"} and not calls
 
 
 def test_the_place_that_stands_out_counts(critic, memory):

@@ -19,8 +19,8 @@ from anogan.discriminator import Discriminator, init_weights
 from anogan.errors import AnoganError, InputError, TrainingError
 from anogan.gannext import GanNeXt
 from anogan.losses import LossWeights
-from anogan.trainer import (RECIPES, Recipe, Trainer, epoch_seed, find_recipe, gan_step, load_checkpoint, save_checkpoint, sigmoid_loss,
-                            start_accelerator, write_atomically)
+from anogan.trainer import (PUBLISHED, RECIPES, Recipe, Trainer, draw_projection, epoch_seed, find_recipe, gan_step, load_checkpoint, save_checkpoint,
+                            sigmoid_loss, start_accelerator, write_atomically)
 
 torch.set_num_threads(1)
 PIXELS = torch.randint(0, 256, (40, 1, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -477,7 +477,8 @@ def test_twenty_fast_steps_are_twenty_plain_steps(model, name, dtype, lr, tolera
     """
     recipe = FAST[name].tuned(lr=lr)
     fast = make(recipe=recipe, nets=networks(model=model))
-    plain = dict(zip(("generator", "discriminator"), networks(model=model))) | (fast.draw_projection() if recipe.contrast else {})
+    plain = dict(zip(("generator", "discriminator"), networks(model=model)))
+    if recipe.contrast: plain["projection"] = draw_projection(plain["discriminator"], 0)
     if recipe.keep_map: plain["discriminator"].keep_map()
     for network in (*fast.networks.values(), *plain.values()): network.to(dtype)
     assert all(p.is_contiguous(memory_format=torch.channels_last) for p in fast.networks["discriminator"].parameters() if p.ndim == 4)
@@ -562,6 +563,23 @@ def test_on_a_gpu_every_generator_of_random_numbers_stays_as_it_was(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(before, torch.cuda.get_rng_state_all()))
     assert {t.device.type for n in trainer.networks.values() for t in n.state_dict().values()} == {"cuda"}
     make(3, device="cpu", nets=networks(seed=9), folder=tmp_path).fit(IMAGES)  # and goes on elsewhere
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("recipe", [RECIPE, Recipe(), PUBLISHED], ids=["formulas", "recommended", "published"])
+def test_on_a_gpu_a_recorded_step_does_what_the_plain_step_does(monkeypatch, recipe):
+    def trained():
+        trainer = make(5, recipe, device="cuda", precision="fp32")
+        history = trainer.fit(ImageSet(PIXELS).to("cuda"))
+        assert trainer.take == trainer.plain_step, "what was recorded is let go"
+        return history, state(trainer)
+    replayed = trained()
+    monkeypatch.setattr(Trainer, "record", lambda self: None)
+    plain = trained()
+    for ours, theirs in zip(replayed[0], plain[0]):
+        assert ours | dict(seconds=0) == pytest.approx(theirs | dict(seconds=0), rel=1e-3, abs=1e-4)
+    ours, theirs = (torch.cat([t.double().flatten() for name, t in weights.items() if not name.startswith("opt")]) for _, weights in (replayed, plain))
+    assert (ours - theirs).norm() < 0.02 * theirs.norm()
 
 
 # --- recipes ---------------------------------------------------------------------------------------------------------------------
