@@ -435,12 +435,17 @@ def main():
                  torchvision=torchvision.__version__, system=platform.system(), limits=limits, repeats=args.repeats, cells=[], profiles=[])
     out.parent.mkdir(parents=True, exist_ok=True)
     cells, profiles = smallest() if args.smallest else plan(args.device, args.size)
+
+    def keep():
+        facts["minutes"] = (time.perf_counter() - start) / 60
+        write_atomically(out, json.dumps(facts, indent=1).encode())
+
     for cell in cells:
         facts["cells"].append(measure(cell, args.device, args.repeats))
         print(*(" ".join(map(str, line(facts["cells"][-1], name, limits))) for name in facts["cells"][-1]["ways"]), sep="\n", flush=True)
+        keep()  # a run that is cut leaves what it measured
     facts["profiles"] = [profile(cell, args.device, args.repeats) for cell in profiles]
-    facts["minutes"] = (time.perf_counter() - start) / 60
-    write_atomically(out, json.dumps(facts, indent=1).encode())
+    keep()
     print(report(facts))
     if not args.smallest: draw(facts, out.with_suffix(".png"))
 

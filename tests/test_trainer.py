@@ -577,7 +577,7 @@ def test_on_a_gpu_a_recorded_step_does_what_the_plain_step_does(monkeypatch, rec
     monkeypatch.setattr(Trainer, "record", lambda self: None)
     plain = trained()
     for ours, theirs in zip(replayed[0], plain[0]):
-        assert ours | dict(seconds=0) == pytest.approx(theirs | dict(seconds=0), rel=1e-3, abs=1e-4)
+        assert ours | dict(seconds=0) == pytest.approx(theirs | dict(seconds=0), rel=1e-2, abs=1e-3)
     ours, theirs = (torch.cat([t.double().flatten() for name, t in weights.items() if not name.startswith("opt")]) for _, weights in (replayed, plain))
     assert (ours - theirs).norm() < 0.02 * theirs.norm()
 
