@@ -4,7 +4,9 @@ import json
 import math
 import os
 import random
+from contextlib import nullcontext
 from dataclasses import FrozenInstanceError, asdict, replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +21,7 @@ from anogan.discriminator import Discriminator, init_weights
 from anogan.errors import AnoganError, InputError, TrainingError
 from anogan.gannext import GanNeXt
 from anogan.losses import LossWeights
-from anogan.trainer import (PUBLISHED, RECIPES, Recipe, Trainer, draw_projection, epoch_seed, find_recipe, gan_step, load_checkpoint, save_checkpoint,
+from anogan.trainer import (PUBLISHED, RECIPES, Recipe, Recorded, Trainer, draw_projection, epoch_seed, find_recipe, gan_step, load_checkpoint, save_checkpoint,
                             sigmoid_loss, start_accelerator, write_atomically)
 
 torch.set_num_threads(1)
@@ -563,6 +565,57 @@ def test_on_a_gpu_every_generator_of_random_numbers_stays_as_it_was(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(before, torch.cuda.get_rng_state_all()))
     assert {t.device.type for n in trainer.networks.values() for t in n.state_dict().values()} == {"cuda"}
     make(3, device="cpu", nets=networks(seed=9), folder=tmp_path).fit(IMAGES)  # and goes on elsewhere
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    "CUDA graphs as far as `Recorded` can see them, without a GPU: a recorded step runs again, on the tensors it was recorded with, when it is replayed."
+    made = []
+
+    class Graph:
+        def __init__(self): made.append(self)
+        def replay(self): self.again()
+
+    class Stream:
+        def wait_stream(self, other): pass
+
+    fakes = dict(CUDAGraph=Graph, Stream=Stream, current_stream=Stream, stream=lambda s: nullcontext(), graph=lambda g, stream: nullcontext())
+    for name, fake in fakes.items(): monkeypatch.setattr(torch.cuda, name, fake)
+    return made
+
+
+def test_a_step_is_taken_thrice_as_usual_then_recorded_and_from_then_on_replayed(graphs):
+    weight = torch.zeros((), requires_grad=True)
+    optimizer, seen = torch.optim.SGD([weight], 1.0), []
+
+    def step(x):
+        seen.append(x)
+        return dict(total=x.sum(), twice=2 * x.sum())
+
+    take = Recorded(step, [optimizer])
+    batches = [torch.full((2, 3), float(i)) for i in range(6)]
+    for i, x in enumerate(batches[:3]): assert {k: v.item() for k, v in take(x).items()} == dict(total=6 * i, twice=12 * i)
+    assert [x is batch for x, batch in zip(seen, batches)] == [True] * 3 and "capturable" not in optimizer.param_groups[0]
+    graphs[0].again = lambda: take.losses.copy_(torch.stack([*step(take.x).values()]))
+    losses = [take(x) for x in batches[3:]]
+    assert [{k: v.item() for k, v in row.items()} for row in losses] == [dict(total=6 * i, twice=12 * i) for i in (3, 4, 5)], "each keeps its own numbers"
+    assert all(x is take.x for x in seen[3:]) and take.x is not batches[3], "what is recorded stays in its place; a batch is copied there"
+    assert optimizer.param_groups[0]["capturable"] and len(graphs) == 1
+
+
+def test_only_a_gpu_alone_and_without_noise_from_the_cpu_records(graphs):
+    trainer = make(1)
+    trainer.record()
+    assert trainer.take == trainer.plain_step
+    trainer.accelerator = SimpleNamespace(device=torch.device("cuda"))
+    trainer.record()
+    assert isinstance(trainer.take, Recorded)
+    trainer.recipe = trainer.recipe.tuned(fixed_noise=0.1)
+    trainer.record()
+    assert trainer.take == trainer.plain_step
+    trainer.recipe, trainer.team.size = RECIPE, 2
+    trainer.record()
+    assert trainer.take == trainer.plain_step
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
