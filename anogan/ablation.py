@@ -60,7 +60,6 @@ def train_variant(left_out: str,  # one of `VARIANTS`
 
 # %% ../nbs/28_ablation.ipynb #98626bdb
 PARTS = {"worst place": (True, False), "not whitened": (False, True)}  # near_patch less one of its two thoughts -> (whitened, standing out)
-VIEWS = {"no head": (False, True), "not turned": (True, False)}  # near_image less one of its two thoughts -> (after the head, of turned copies too)
 
 
 def near_patch_without(part: str,  # one of `PARTS`
@@ -74,6 +73,9 @@ def near_patch_without(part: str,  # one of `PARTS`
     matrix = whitening(places[:256].flatten(0, 1)).to(places.device) if whitened else torch.eye(places.shape[-1], device=places.device)
     distances = Memory(dict(near_patch=places @ matrix)).by_place(others @ matrix, "near_patch")
     return standing_out(distances) if stands_out else distances.amax(dim=1)
+
+# %% ../nbs/28_ablation.ipynb #28d1e001
+VIEWS = {"no head": (False, True), "not turned": (True, False)}  # near_image less one of its two thoughts -> (after the head, of turned copies too)
 
 
 def near_image_without(part: str,  # one of `VIEWS`
@@ -89,7 +91,7 @@ def near_image_without(part: str,  # one of `VIEWS`
     distances = Memory(dict(near_image=kept)).by_place(seen, "near_image")
     return distances.mean(dim=1) if turned else distances[:, 0]
 
-
+# %% ../nbs/28_ablation.ipynb #28d1e002
 def term_aurocs(detector,  # fitted
                 data,  # `AnomalyData`
                ) -> dict:  # term, or part that near_patch or near_image has to do without -> AUROC

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.stats import ttest_rel
 
-from anogan.ablation import PARTS, VARIANTS, ablation_table, gain, gain_figure, gain_text, near_patch_without, train_variant
+from anogan.ablation import PARTS, VARIANTS, VIEWS, ablation_table, gain, gain_figure, gain_text, near_image_without, near_patch_without, train_variant
 from anogan.data import load_dataset
 from anogan.detector import Detector
 from anogan.errors import InputError
@@ -120,6 +120,19 @@ def test_a_part_of_near_patch_is_what_the_memory_computes_less_one_thought(data,
     if part == "worst place": expected = memory.by_place(memory.read(detector.discriminator, new)["near_patch"], "near_patch").amax(dim=1)
     else: expected = standing_out(torch.stack([torch.cdist(b, a).amin(dim=1) for a, b in zip(*(t.transpose(0, 1) for t in look))], dim=1))
     torch.testing.assert_close(near_patch_without(part, detector.discriminator, known, new), expected, rtol=1e-2, atol=1e-4)
+
+
+def test_near_image_less_one_of_its_thoughts_is_a_memory_that_never_had_it():
+    random = torch.Generator().manual_seed(0)
+    known, new = (torch.rand(n, 1, 32, 32, generator=random) * 2 - 1 for n in (60, 20))
+    detector = Detector("gannext", channels=1, dim=4, ndf=4, nz=8, depths=(1, 1), device="cpu")
+    memory = Memory.fit(detector.discriminator, known.split(32), ["near_image"], detector.projection)
+    without = {part: near_image_without(part, memory, detector.discriminator, known, new) for part in VIEWS}
+    plain = Memory.fit(detector.discriminator, known.split(32), ["near_image"])
+    torch.testing.assert_close(without["no head"], plain.distances(detector.discriminator, new)["near_image"], rtol=2e-2, atol=1e-3)
+    first = memory.by_place(memory.read(detector.discriminator, new)["near_image"], "near_image")[:, 0]
+    torch.testing.assert_close(without["not turned"], first, rtol=2e-2, atol=1e-3)
+    assert not torch.allclose(without["no head"], without["not turned"], rtol=2e-2)
 
 
 def test_the_watcher_gets_the_detector_and_every_row(data):
