@@ -137,6 +137,7 @@ NARROW = {"anotrans": dict(dim=8), "gannext": dict(dim=8, depths=(1, 1)), "skipg
 def fitted(model, recipe="recommended"):
     "A detector as after training, without the training."
     detector = Detector(model, channels=1, recipe=recipe, device="cpu", progress=False, ndf=8, nz=8, **NARROW[model])
+    with torch.no_grad(): detector.discriminator.to_feature.weight *= 30  # features of the size that they have after training
     return detector.remember(noise(24)).calibrate(noise(12, 1))
 
 
