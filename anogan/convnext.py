@@ -35,7 +35,7 @@ class DepthwiseConv(nn.Conv2d):
         "The same as a product with one matrix per channel."
         (b, c, h, w), middle = x.shape, self.padding[0]
         offsets = self.weight[:, 0, middle - h + 1:middle + h, middle - w + 1:middle + w]                 # (C, 2H−1, 2W−1)
-        matrices = offsets.unfold(1, h, 1).unfold(2, w, 1).flip(1, 2).reshape(c, h * w, h * w)           # (C, from, to)
+        matrices = offsets.unfold(1, h, 1).unfold(2, w, 1).flip(1, 2).reshape(c, h * w, h * w)           # (C, to, from)
         places = torch.baddbmm(self.bias[:, None, None], x.permute(1, 0, 2, 3).reshape(c, b, h * w), matrices.transpose(1, 2))
         return places.view(c, b, h, w).permute(1, 0, 2, 3).contiguous(memory_format=torch.channels_last)
 

@@ -74,7 +74,7 @@ def main():
     args = parser.parse_args()
     known = json.loads(args.out.read_text()) if args.out.exists() else dict(rows=[])
     rows, commands = known["rows"], list(dict.fromkeys([*known.get("commands", ()), shlex.join(["python", *sys.argv])]))
-    if args.table: return print(ablation_table(rows, ("score", *TERMS)))
+    if args.table: return print(ablation_table(rows, ("score", *(term for term in TERMS if all(term in r["terms"] for r in rows)))))
     setting = {name: getattr(args, name) for name in ("dataset", "category", "recipe", "size", "isize", "epochs", "batch_size", "n_train")}
     done = {tuple(r[name] for name in ("model", "variant", "abnormal_class", "seed", *setting)) for r in rows}
     for seed, c in product(range(args.first_seed, args.first_seed + args.seeds), args.classes):

@@ -22,7 +22,7 @@ EXACT = "double"  # float32 leaves rounding errors where a true gradient is 0, a
 CASES = {f"{model}-{recipe}-{format}": (model, recipe, format, dict(fixed_noise=0.1))
          for model in NETWORKS for recipe, format in (("published", "float"), ("recommended", "float"), ("recommended", EXACT))}
 CASES["redrawn-double"] = ("gannext", "published", EXACT, dict(redraw_below=100.0))
-LINE = "train --abnormal-class 3 --model gannext --dim 8 --ndf 8 --nz 16 --n-train 64 --epochs 2 --batch-size 16 --device cpu --precision fp32"
+LINE = "train --abnormal-class 3 --model gannext --dim 8 --ndf 8 --nz 16 --n-train 64 --epochs 6 --batch-size 16 --device cpu --precision fp32"
 
 
 class Exact(Trainer):
@@ -121,13 +121,13 @@ def table(path):
 def test_a_run_leaves_one_set_of_files_with_the_numbers_of_one_process(place):
     files = [sorted(str(path.relative_to(out)) for path in out.rglob("*")) for out in (place / "run", place / "run_alone")]
     assert files[0] == files[1]
-    for name, off in (("log.csv", 5e-4), ("scores.csv", 2e-3)):  # scores are in standard deviations
+    for name in ("log.csv", "scores.csv"):
         for row, expected in zip(*(table(place / out / name) for out in ("run", "run_alone")), strict=True):
-            for key in row.keys() - {"seconds", "event", "id"}: assert float(row[key]) == pytest.approx(float(expected[key]), rel=1e-3, abs=off), key
+            for key in row.keys() - {"seconds", "event", "id"}: assert float(row[key]) == pytest.approx(float(expected[key]), rel=1e-3, abs=5e-4), key
 
 
 def test_only_the_first_process_speaks(place):
-    assert "results in" in (place / "said0").read_text() and "epoch 2/2" in (place / "complained0").read_text()
+    assert "results in" in (place / "said0").read_text() and "epoch 6/6" in (place / "complained0").read_text()
     assert (place / "said1").read_text() == (place / "complained1").read_text() == ""
 
 

@@ -251,3 +251,17 @@ def test_the_figures_beside_that_table_are_those_of_the_results():
     for model in ("anotrans", "gannext"):
         signs = [(run["versus"]["low"] > 0) - (run["versus"]["high"] < 0) for run in runs_in_results("ablation-elpv") if run["model"] == model]
         assert signs == [1, 1, 1] and "ahead of a nearest neighbour on pixels, with every seed" in text
+
+
+def test_the_readmes_figures_of_a_gpu_are_those_of_the_results():
+    text, (bench, short) = (ROOT / "README.md").read_text(encoding="utf-8"), json.loads((ROOT / "benchmarks/results/h100.json").read_text())["runs"]
+    def row(**wanted): return next(r for r in bench["rows"] if wanted.items() <= r.items())
+    step = dict(what="training", generator="anotrans", batch=128, side=32)
+    ours, plain, limit = row(**step, way="recommended"), row(**step, way="recommended, not recorded"), 712_000
+    took = {r["way"]: r["milliseconds"] for r in short["rows"] if r["batch"] == 128}
+    for said in (f"{ours['times_released_style']:.1f} times ({ours['lowest']:.1f} to {ours['highest']:.1f})",
+                 f"{ours['images_per_second'] / plain['images_per_second']:.1f} times its own",
+                 f"the data path is {row(way='in memory')['times_released_style']:.0f} times as fast",
+                 f"scores 1,024 images at {row(what='scoring', batch=1024, way='near_image')['times_released_style']:.0f} times the rate",
+                 f"{ours['gflop_per_second'] / limit:.0%}".replace("%", " %"), f"{took['released-style']:.0f} ms", f"{took['recommended']:.1f} ms"):
+        assert said in text, said

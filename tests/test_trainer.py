@@ -621,18 +621,20 @@ def test_only_a_gpu_alone_and_without_noise_from_the_cpu_records(graphs):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("recipe", [RECIPE, Recipe(), PUBLISHED], ids=["formulas", "recommended", "published"])
 def test_on_a_gpu_a_recorded_step_does_what_the_plain_step_does(monkeypatch, recipe):
+    "At a low rate, for the reason above: at the usual one two such runs were seen 0.15 % apart in a loss after ten steps."
     def trained():
-        trainer = make(5, recipe, device="cuda", precision="fp32")
+        trainer = make(5, recipe.tuned(lr=2e-5), device="cuda", precision="fp32")
         history = trainer.fit(ImageSet(PIXELS).to("cuda"))
         assert trainer.take == trainer.plain_step, "what was recorded is let go"
         return history, state(trainer)
-    replayed = trained()
+    start, replayed = state(make(5, recipe, precision="fp32")), trained()
     monkeypatch.setattr(Trainer, "record", lambda self: None)
     plain = trained()
     for ours, theirs in zip(replayed[0], plain[0]):
-        assert ours | dict(seconds=0) == pytest.approx(theirs | dict(seconds=0), rel=1e-2, abs=1e-3)
-    ours, theirs = (torch.cat([t.double().flatten() for name, t in weights.items() if not name.startswith("opt")]) for _, weights in (replayed, plain))
-    assert (ours - theirs).norm() < 0.02 * theirs.norm()
+        assert ours | dict(seconds=0) == pytest.approx(theirs | dict(seconds=0), rel=1e-3, abs=1e-4)
+    moved = [name for name in start if "weight" in name]
+    ours, theirs, start = (torch.cat([weights[name].double().cpu().flatten() for name in moved]) for weights in (replayed[1], plain[1], start))
+    assert (ours - theirs).norm() < 0.25 * (theirs - start).norm(), "the two went the same way"
 
 
 # --- recipes ---------------------------------------------------------------------------------------------------------------------
