@@ -7,7 +7,7 @@ __all__ = ['GanNeXt']
 """GanNeXt: a modern convolutional U-Net of depthwise blocks with multi-scale skips (ICANN 2023)."""
 from torch import nn
 
-from .convnext import DepthwiseBlock, Downsample, Upsample
+from .convnext import DepthwiseBlock, Downsample, PatchConv, Upsample
 from .errors import InputError
 from .skip import FuseMaps
 
@@ -35,7 +35,7 @@ class GanNeXt(nn.Module):
 
         def blocks(stage, n): return nn.Sequential(*[DepthwiseBlock(dim * 2**stage, kernel, norm, drop_path) for _ in range(n)])
 
-        self.stem = nn.Sequential(nn.Conv2d(channels, dim, kernel_size=2, stride=2), nn.BatchNorm2d(dim))
+        self.stem = nn.Sequential(PatchConv(channels, dim, 2), nn.BatchNorm2d(dim))
         self.encoder = nn.ModuleList(blocks(i, n) for i, n in enumerate(depths))
         self.down = nn.ModuleList(Downsample(dim * 2**i) for i in range(len(depths)))
         self.bottom = blocks(len(depths), bottom)
@@ -43,7 +43,7 @@ class GanNeXt(nn.Module):
         self.up = nn.ModuleList(Upsample(dim * 2**(i + 1)) for i in range(len(depths)))
         self.fuse = nn.ModuleList(FuseMaps(dim * 2**i) for i in range(len(depths)))
         self.decoder = nn.ModuleList(blocks(i, n) for i, n in enumerate(depths))
-        self.out = nn.Sequential(Upsample(dim, 2 * dim), nn.Conv2d(2 * dim, channels, kernel_size=1))
+        self.out = nn.Sequential(Upsample(dim, 2 * dim), PatchConv(2 * dim, channels))
 
     def encode(self,
                x,  # (B, channels, s, s) images in [-1, 1]

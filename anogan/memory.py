@@ -25,10 +25,10 @@ def nearest(new: torch.Tensor,  # (B, F)
     k, new = min(k, len(known)), new.float()
     middle = known[:256].float().mean(dim=0)  # what all have in common would only cost digits
     rows = 256 if known.device.type == "cpu" else 4096  # at once, in single precision; a GPU wants few and large products
-    parts = (part.float() - middle for part in known.split(rows))
-    rough = torch.cat([part.norm(dim=1)**2 - 2 * (new - middle) @ part.T for part in parts], dim=1)  # squared, less what is the same for all
+    parts, twice = (part - middle for part in known.split(rows)), 2 * (new - middle)
+    rough = torch.cat([torch.addmm(part.norm(dim=1)**2, twice, part.T, alpha=-1) for part in parts], dim=1)  # squared, less what is the same for all
     found = rough.topk(min(k + SPARE, len(known)), largest=False).indices
-    exact = [(known[near].float() - some[:, None]).norm(dim=-1) for near, some in zip(found.split(rows // 4), new.split(rows // 4))]
+    exact = [(known[near] - some[:, None]).norm(dim=-1) for near, some in zip(found.split(rows // 4), new.split(rows // 4))]
     return torch.cat(exact).topk(k, largest=False).values.mean(dim=1)
 
 

@@ -52,7 +52,7 @@ class PositionEmbedding(nn.Module):
         if x.shape[1:] != self.position.shape[1:]:
             raise InputError(f"tokens of shape {tuple(x.shape[1:])} do not fit positions of shape "
                              f"{tuple(self.position.shape[1:])}; build the network for this image side")
-        return x + self.position
+        return x + self.position.to(x.dtype)
 
 # %% ../nbs/01_patches.ipynb #54eaaef5
 def gather_neighbours(x,  # (B, H, W, C) tokens, H and W even

@@ -6,7 +6,8 @@
 
 The *released-style* loop is written from what is known of the published programs: images one by one through PIL transforms, without workers;
 float32; three passes of the discriminator a step; both backward passes through the whole graph, the latent loss in both; an answer from the
-device after every step. Its networks are those of this package, so that loops are compared and not layers. The images are random bytes.
+device after every step. Its networks are those of this package, but for the convolutions of GanNeXt whose patches do not overlap: here PyTorch computes
+them, as released. The images are random bytes.
 """
 import argparse
 import ctypes
@@ -22,6 +23,7 @@ from itertools import chain, repeat
 from math import log, prod
 from pathlib import Path
 from statistics import linear_regression, median
+from types import MethodType
 from unittest.mock import patch
 
 import torch
@@ -31,6 +33,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
+from anogan.convnext import PatchConv, Upsample
 from anogan.data import ImageSet, iterate
 from anogan.detector import GENERATORS, MEMORY_SIZE
 from anogan.discriminator import Discriminator, init_weights
@@ -101,6 +104,15 @@ def build(cell):
     return generator(cell["isize"], 3, **generator.sizes[cell["size"]]), init_weights(Discriminator(cell["isize"], 3, **Discriminator.sizes[cell["size"]]))
 
 
+def build_released(cell, device):
+    "The same, in training mode; what this package computes as linear layers is computed as PyTorch's convolutions, as released."
+    networks = [network.to(device).train() for network in build(cell)]
+    for layer in networks[0].modules():
+        for own, usual in ((Upsample, torch.nn.ConvTranspose2d), (PatchConv, torch.nn.Conv2d)):
+            if isinstance(layer, own): layer.forward = MethodType(usual.forward, layer)
+    return networks
+
+
 def random_images(cell):
     return ImageSet(torch.randint(0, 256, (cell["images"], 3, cell["isize"], cell["isize"]), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
 
@@ -110,7 +122,7 @@ def loader_of(images, batch, shuffle):
 
 
 def old_training(cell, device):
-    networks = [network.to(device).train() for network in build(cell)]
+    networks = build_released(cell, device)
     optimizers = [torch.optim.Adam(network.parameters(), PUBLISHED.lr, PUBLISHED.betas) for network in networks]
     loader = loader_of(random_images(cell), cell["batch"], shuffle=True)
     return networks, lambda: released_epoch(networks, optimizers, loader, device)
@@ -129,7 +141,7 @@ def our_training(cell, device, recipe, recorded=True):
 
 
 def old_scoring(cell, device):
-    networks = [network.to(device).train() for network in build(cell)]
+    networks = build_released(cell, device)
     loader = loader_of(random_images(cell), cell["batch"], shuffle=False)
     return networks, lambda: released_scores(networks, loader, device)
 
@@ -286,6 +298,7 @@ def plan(device, size):
     for model in models:
         cells += [cell("train", model, 32, batch, steps, ways=every) for batch, steps in (((128, 10), (1024, 4)) if gpu else ((128, 2),))]
         cells += [cell("score", model, 32, 1, 8), cell("score", model, 32, 128), cell("score", model, 32, 1024, 2 if gpu else 1)]
+    for model in models:  # how the time grows: last, so that a run that is cut has the rest
         cells += [cell("train", model, isize, 32 if gpu else 2) for isize in (32, 64, 128, 256)]
         if gpu: continue
         cells += [cell("train", model, 32, batch) for batch in (16, 64)]
