@@ -42,7 +42,7 @@ def cell(args, key, data, rivals):
     "One training run, measured."
     labels, peeked = data.test.labels, []
     detector = train_variant(key["variant"], data, watch_test(data, peeked) if args.peek else None, model=key["model"], size=args.size, isize=args.isize,
-                             epochs=args.epochs, batch_size=args.batch_size, seed=key["seed"], recipe=args.recipe, device=args.device)
+                             epochs=args.epochs, batch_size=args.batch_size, seed=key["seed"], recipe=args.recipe, device=args.device, **args.options)
     scores, best = detector.score(data.test), max(rivals, key=lambda name: auroc(rivals[name], labels))
     return key | dict(evaluate_scores(scores, labels, detector.threshold), score=detector.weights, terms=term_aurocs(detector, data),
                       baselines={name: auroc(values, labels) for name, values in rivals.items()},
@@ -61,6 +61,7 @@ def main():
     parser.add_argument("--models", nargs="+", default=["anotrans", "gannext"])
     parser.add_argument("--variants", nargs="+", default=["nothing"], choices=VARIANTS, help="what to leave out of the recipe")
     parser.add_argument("--recipe", default="recommended")
+    parser.add_argument("--options", type=json.loads, default={}, help="JSON: options of the detector over those of the recipe")
     parser.add_argument("--size", default="tiny")
     parser.add_argument("--isize", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=3, help="how many")
@@ -76,10 +77,13 @@ def main():
     rows, commands = known["rows"], list(dict.fromkeys([*known.get("commands", ()), shlex.join(["python", *sys.argv])]))
     if args.table: return print(ablation_table(rows, ("score", *(term for term in TERMS if all(term in r["terms"] for r in rows)))))
     setting = {name: getattr(args, name) for name in ("dataset", "category", "recipe", "size", "isize", "epochs", "batch_size", "n_train")}
-    done = {tuple(r[name] for name in ("model", "variant", "abnormal_class", "seed", *setting)) for r in rows}
+    if args.options: setting["options"] = args.options
+    named = ("model", "variant", "abnormal_class", "seed", "options", *setting)
+    def name_of(row): return json.dumps([row.get(name) for name in named])
+    done = {name_of(r) for r in rows}
     for seed, c in product(range(args.first_seed, args.first_seed + args.seeds), args.classes):
         wanted = [setting | dict(model=model, variant=variant, abnormal_class=c, seed=seed) for variant in args.variants for model in args.models]
-        wanted = [key for key in wanted if tuple(key[name] for name in ("model", "variant", "abnormal_class", "seed", *setting)) not in done]
+        wanted = [key for key in wanted if name_of(key) not in done]
         if not wanted: continue
         data = load_dataset(args.dataset, c, isize=args.isize, seed=seed, category=args.category, n_train=args.n_train)
         rivals = baselines(data)

@@ -18,7 +18,7 @@ CELL = dict(task="train", model="gannext", size="tiny", isize=32, batch=4, image
 
 def test_the_released_style_step_and_ours_move_the_weights_alike():
     x = torch.rand(4, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    theirs, ours = ([network.double() for network in speed.build(CELL)] for _ in range(2))
+    theirs, ours = ([network.double() for network in networks] for networks in (speed.build_released(CELL, "cpu"), speed.build(CELL)))
     speed.released_step(*theirs, *(torch.optim.SGD(network.parameters(), 0.1) for network in theirs), x)
     gan_step(*ours, *(torch.optim.SGD(network.parameters(), 0.1) for network in ours), x, x, PUBLISHED)
     for a, b in zip(theirs, ours): torch.testing.assert_close(a.state_dict(), b.state_dict(), rtol=1e-9, atol=1e-12)
@@ -59,7 +59,7 @@ def test_what_was_measured_can_be_told(path):
     facts = json.loads(path.read_text())
     assert speed.report(facts).count("\n| ") > len(facts["cells"])
     assert all(s > 0 for cell in facts["cells"] for way in cell["ways"].values() for s in way["seconds"])
-    assert {(model, what) for model, what, *_ in speed.exponents(facts)} >= {("anotrans", "pixels of an image"), ("gannext", "width")}
+    if path.stem == "speed-cpu": assert {(model, what) for model, what, *_ in speed.exponents(facts)} >= {("anotrans", "pixels of an image"), ("gannext", "width")}
 
 
 def test_the_readme_tells_what_was_measured():
