@@ -1,4 +1,5 @@
 "What the chapter on ablations cannot show in its small example: pairs over classes, tables that lack a run, and the committed rows."
+import importlib.util
 import json
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from scipy.stats import ttest_rel
 
 from anogan.ablation import PARTS, VARIANTS, VIEWS, ablation_table, gain, gain_figure, gain_text, near_image_without, near_patch_without, train_variant
-from anogan.data import load_dataset
+from anogan.data import ImageSet, load_dataset
 from anogan.detector import Detector
 from anogan.errors import InputError
 from anogan.evaluation import mean_difference
@@ -149,3 +150,18 @@ def test_the_committed_ablation_has_every_variant_of_both_generators_over_three_
             runs = [(r["seed"], r["abnormal_class"]) for r in rows if (r["model"], r["variant"]) == (model, variant)]
             assert len(runs) == len(set(runs)) and len({seed for seed, _ in runs}) >= 3
     assert ablation_table(rows)
+
+
+def test_the_yardstick_learns_the_names_of_the_kinds_it_is_given():
+    spec = importlib.util.spec_from_file_location("labels", ROOT / "benchmarks" / "labels.py")
+    spec.loader.exec_module(labels := importlib.util.module_from_spec(spec))
+    kinds = torch.arange(64) % 2 * 5                                                                       # dark T-shirts, bright sandals
+    images = ImageSet((kinds[:, None, None, None] * 40 + torch.randint(0, 50, (64, 1, 32, 32))).to(torch.uint8))
+    network, head = labels.train(images.stack(), kinds, seed=0, epochs=3, batch_size=16)
+    assert not network.training and torch.equal(head(labels.features(network, images)).argmax(dim=1), kinds)
+
+
+def test_the_yardstick_and_the_trial_are_over_all_classes():
+    named, tried = (json.loads((ROOT / f"results/fashion_mnist-{name}.json").read_text())["rows"] for name in ("labels", "tried"))
+    assert [row["abnormal_class"] for row in named] == [*"0123456789"] and all(row["right_on_validation"] > 0.85 for row in named)
+    assert {(row["abnormal_class"], row["seed"]) for row in tried if row["variant"] == "nothing"} == {(c, seed) for c in "0123456789" for seed in range(3)}
