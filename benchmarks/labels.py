@@ -82,7 +82,8 @@ def main():
         for kind in range(len(FASHION)):
             rows.append(row(kind, kind_of, args.seed, args.epochs, args.batch_size))
             print(rows[-1], flush=True)
-            facts = dict(command=shlex.join(["python", *sys.argv]), torch=torch.__version__, python=platform.python_version(), machine=platform.machine(), rows=rows)
+            facts = dict(command=shlex.join(["python", *sys.argv]), torch=torch.__version__, python=platform.python_version(),
+                         machine=platform.machine(), rows=rows)
             args.out.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(args.out, json.dumps(facts, indent=1).encode())
     names = ("right_on_validation", "distance", "direction", "knn")
