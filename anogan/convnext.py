@@ -115,7 +115,7 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = PatchConv(dim, 2 * dim, 2)
         self.pool = nn.MaxPool2d(2)
-        self.mix = PatchConv(3 * dim, 2 * dim)
+        self.mix = nn.Conv2d(3 * dim, 2 * dim, kernel_size=1)
         self.norm = nn.BatchNorm2d(2 * dim)
 
     def forward(self,

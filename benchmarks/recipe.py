@@ -77,8 +77,8 @@ def main():
     rows, commands = known["rows"], list(dict.fromkeys([*known.get("commands", ()), shlex.join(["python", *sys.argv])]))
     if args.table: return print(ablation_table(rows, ("score", *(term for term in TERMS if all(term in r["terms"] for r in rows)))))
     setting = {name: getattr(args, name) for name in ("dataset", "category", "recipe", "size", "isize", "epochs", "batch_size", "n_train")}
-    if args.options: setting["options"] = args.options
     named = ("model", "variant", "abnormal_class", "seed", "options", *setting)
+    if args.options: setting["options"] = args.options
     def name_of(row): return json.dumps([row.get(name) for name in named])
     done = {name_of(r) for r in rows}
     for seed, c in product(range(args.first_seed, args.first_seed + args.seeds), args.classes):

@@ -248,8 +248,8 @@ def test_the_figures_beside_that_table_are_those_of_the_results():
     assert len(by_class) == 20 and f"no digit falls below {int(100 * min(by_class)) / 100:.2f}" in text
     peeked = [row["peeking_gap"] for row in runs_in_results("peeking-digits")]
     assert f"would have added {max(peeked):.3f} at most" in text
-    named = statistics.mean(row["direction"] for row in runs_in_results("fashion_mnist-labels"))
-    assert f"comes to {named:.3f} by the distance of its features" in text
+    named = [statistics.mean(row[part] for row in runs_in_results("fashion_mnist-labels")) for part in ("distance", "direction")]
+    assert f"comes to {named[0]:.3f} and {named[1]:.3f}, by two distances of its features" in text
     for model in ("anotrans", "gannext"):
         signs = [(run["versus"]["low"] > 0) - (run["versus"]["high"] < 0) for run in runs_in_results("ablation-elpv") if run["model"] == model]
         assert signs == [1, 1, 1] and "ahead of a nearest neighbour on pixels, with every seed" in text

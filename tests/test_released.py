@@ -115,8 +115,8 @@ def test_the_first_steps_losses_and_gradients_are_as_released(name, dtype, train
     (of_g, of_d), t = r["grads"], r["file"]
     torch.testing.assert_close(r["losses"][0], t["train.losses"][0], rtol=1e-4, atol=0)
     torch.testing.assert_close(of_d, t["train.grad_norm_d"], rtol=1e-4, atol=0)
-    # biases before a BatchNorm have the gradient zero; float32 makes it some 1e-6, of which nothing is asked
-    torch.testing.assert_close(of_g, t["train.grad_norm_g"], rtol=1e-3 if rounding_counts(name, dtype) else 1e-4, atol=3e-6)
+    # biases before a BatchNorm have the gradient zero; float32 makes it some 1e-7, of which nothing is asked
+    torch.testing.assert_close(of_g, t["train.grad_norm_g"], rtol=1e-3 if rounding_counts(name, dtype) else 1e-4, atol=2e-6)
 
 
 @every_run

@@ -15,6 +15,8 @@ from safetensors.torch import load_file, save, save_file
 
 from anogan import trainer as module
 from anogan.anotrans import AnoTrans
+from anogan.attention import AttentionBlock
+from anogan.convnext import DepthwiseBlock
 from anogan.corruption import coarse_noise
 from anogan.data import ImageSet
 from anogan.discriminator import Discriminator, init_weights
@@ -549,6 +551,15 @@ def test_on_epoch_may_start_another_handle_without_changing_the_run(whole):
 def test_a_device_that_is_not_there_is_one_sentence(monkeypatch, device, what):
     monkeypatch.setattr(what, "is_available", lambda: False)
     with pytest.raises(InputError, match=f"device '{device}' is not there on this machine; use cpu"): start_accelerator(device)
+
+
+@pytest.mark.parametrize("model, block", [(AnoTrans, AttentionBlock), (GanNeXt, DepthwiseBlock)])
+def test_in_bf16_no_parameter_makes_the_stream_of_maps_float32(model, block):
+    generator, formats = networks(model=model)[0], set()
+    for part in generator.modules():
+        if isinstance(part, block): part.register_forward_hook(lambda _, inputs, output: formats.update((inputs[0].dtype, output.dtype)))
+    with torch.autocast("cpu", torch.bfloat16): generator(IMAGES[:2])
+    assert formats == {torch.bfloat16}
 
 
 def test_a_number_format_that_is_not_there_is_one_sentence(monkeypatch):
