@@ -38,7 +38,7 @@ def whitening(features: torch.Tensor,  # (N, F), of normal images
     features = features.cpu().double()
     spread, directions = torch.linalg.eigh(torch.cov(features.T, correction=0).reshape(features.shape[1], -1))
     spread = spread.clamp(min=0)
-    return (directions / (spread + 0.01 * spread.mean()).clamp(min=1e-12).sqrt()).float()
+    return (directions / (spread + 0.01 * spread.mean()).clamp(min=1e-12).sqrt()).float().contiguous()  # as it lies in memory once it was saved
 
 
 def above_quiet(distances: torch.Tensor,  # (B, P) of each place
