@@ -29,7 +29,7 @@ test: $(DEV) ## all that CI checks: lint, fresh, then pytest, which runs every n
 
 DEVICE := cpu
 
-bench: $(CORE) ## how fast training and scoring are, beside a loop as released: 10 quiet minutes; DEVICE=cuda on a GPU
+bench: $(CORE) ## how fast training and scoring are, beside a loop as released: 10 to 20 quiet minutes; DEVICE=cuda on a GPU
 	$(BIN)/python benchmarks/speed.py --device $(DEVICE)
 
 lab: $(DEV) ## the course in JupyterLab: your own copies, in lab/

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .errors import InputError
+from .patches import LayerNorm
 
 # %% ../nbs/02_attention.ipynb #bb17c83f
 def window_partition(x,  # (B, H, W, C) tokens
@@ -112,7 +113,7 @@ class SwinBlock(nn.Module):
             raise InputError(f"windows of {window}×{window} tokens do not tile a grid of {grid}×{grid}; "
                              f"use a grid side that {window} divides")
         self.grid, self.window, self.shift = grid, window, shift
-        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.norm1, self.norm2 = LayerNorm(dim), LayerNorm(dim)
         self.attention = WindowAttention(dim, window, heads)
         self.mlp = nn.Sequential(nn.Linear(dim, mlp_ratio * dim), nn.GELU(), nn.Linear(mlp_ratio * dim, dim))
         self.register_buffer("mask", shift_mask(grid, window, shift) if shift else None, persistent=False)
@@ -147,7 +148,7 @@ class AttentionBlock(nn.Module):
         super().__init__()
         self.plain = SwinBlock(dim, grid, heads, window)
         self.shifted = SwinBlock(dim, grid, heads, window, shift=window // 2)
-        self.norm = nn.LayerNorm(dim)
+        self.norm = LayerNorm(dim)
 
     def forward(self,
                 x,  # (B, H, W, C) tokens

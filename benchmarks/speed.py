@@ -1,6 +1,6 @@
 """How fast are training and scoring, beside a loop of the kind that was released with the papers? All take turns in one run.
 
-    python benchmarks/speed.py                   # two CPU cores: under 10 minutes, benchmarks/results/speed-cpu.json and .png
+    python benchmarks/speed.py                   # two CPU cores: 8 minutes with bf16, 18 without; benchmarks/results/speed-cpu.json and .png
     python benchmarks/speed.py --device cuda     # on a GPU: more cells, speed-cuda.json and .png
     python benchmarks/speed.py --table           # print what is there, and stop
 

@@ -255,13 +255,29 @@ def test_the_figures_beside_that_table_are_those_of_the_results():
         assert signs == [1, 1, 1] and "ahead of a nearest neighbour on pixels, with every seed" in text
 
 
-def test_the_readmes_figures_of_a_gpu_are_those_of_the_results():
-    text, facts = (ROOT / "README.md").read_text(encoding="utf-8"), json.loads((ROOT / "benchmarks/results/speed-cuda.json").read_text())
+def speed_of(name):
+    "What `benchmarks/speed.py` measured, and a function: how often a way is as fast as another, (median, lowest, highest)."
+    facts = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
 
-    def times(way, task="train", model="gannext", batch=128, than="released-style"):  # (median, lowest, highest)
+    def times(way, task="train", model="gannext", batch=128, than="released-style"):
         cell = next(c for c in facts["cells"] if (c["task"], c["model"], c["batch"]) == (task, model, batch))
         rounds = [old / new for old, new in zip(cell["ways"][than]["seconds"], cell["ways"][way]["seconds"])]
         return statistics.median(rounds), min(rounds), max(rounds)
+    return facts, times
+
+
+def test_the_readmes_figures_of_a_processor_without_bf16_are_those_of_the_results():
+    text, (facts, times) = (ROOT / "README.md").read_text(encoding="utf-8"), speed_of("speed-cpu-fp32")
+    ours, other = times("recommended", model="anotrans"), times("recommended")
+    scored = [times(way, "score", model)[0] for way in ("near_image", "near_map") for model in ("anotrans", "gannext")]
+    assert "bf16" not in facts["limits"]
+    for said in (f"{ours[0]:.1f} times ({ours[1]:.1f} to {ours[2]:.1f}) the rate", f"{other[0]:.1f} times ({other[1]:.1f} to {other[2]:.1f}) with GanNeXt",
+                 "`near_image` at {:.1f} and {:.1f} times, `near_map` at {:.1f} and {:.1f} times".format(*scored)):
+        assert said in text, said
+
+
+def test_the_readmes_figures_of_a_gpu_are_those_of_the_results():
+    text, (facts, times) = (ROOT / "README.md").read_text(encoding="utf-8"), speed_of("speed-cuda")
     ours, other = times("recommended", model="anotrans"), times("recommended")
     large = [times("recommended", model=model, batch=1024)[0] for model in ("anotrans", "gannext")]
     scored = {(model, way): times(way, "score", model, 1024)[0] for model in ("anotrans", "gannext") for way in ("near_image", "near_map")}

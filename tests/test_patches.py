@@ -1,10 +1,11 @@
 """What chapter 01 does not show: other shapes, colours, who writes which pixel, names of the weights, errors."""
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings, strategies as st
 
 from anogan.errors import AnoganError, InputError
-from anogan.patches import (PatchEmbed, PatchExpanding, PatchMerging, PatchRestore, PositionEmbedding, gather_neighbours,
+from anogan.patches import (LayerNorm, PatchEmbed, PatchExpanding, PatchMerging, PatchRestore, PositionEmbedding, gather_neighbours,
                             scatter_rows, spread)
 
 sizes = st.integers(1, 5)
@@ -114,3 +115,19 @@ def test_names_of_saved_weights_never_change(module, names):
 def test_errors_say_what_to_do(wrong, words):
     with pytest.raises(InputError, match=words) as error: wrong()
     assert isinstance(error.value, AnoganError) and "\n" not in str(error.value)
+
+
+def test_layer_norm_is_pytorchs():
+    x = torch.randn(2, 3, 3, 8)
+    assert torch.equal(LayerNorm(8)(x), torch.nn.LayerNorm(8)(x))
+    with torch.autocast("cpu", torch.bfloat16): assert LayerNorm(8)(x.bfloat16()).dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_layer_norm_keeps_the_format_and_computes_in_float32():
+    norm, x = LayerNorm(64).cuda(), 100 + torch.randn(512, 64, device="cuda")  # sums in bfloat16 would lose what varies
+    assert torch.equal(norm(x), torch.nn.LayerNorm(64).cuda()(x))
+    short = x.bfloat16()
+    with torch.autocast("cuda", torch.bfloat16): y = norm(short)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.double(), F.layer_norm(short.double(), (64,)), rtol=2**-7, atol=1e-2)
