@@ -17,7 +17,12 @@ from .errors import InputError
 
 # %% ../nbs/01_patches.ipynb #2f23b365
 class LayerNorm(nn.LayerNorm):
-    "PyTorch's, but on a GPU in the number format of its tokens, under autocast too; mean and variance are float32 inside."
+    "PyTorch's, but on a GPU in the number format of its tokens, under autocast too: weight and bias are rounded to it, mean and variance are float32."
+    def __init__(self,
+                 dim: int,  # width C of a token
+                ):
+        super().__init__(dim)
+
     def forward(self,
                 x,  # (..., C) tokens
                ):  # (..., C) tokens

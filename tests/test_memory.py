@@ -135,3 +135,13 @@ def test_weights_that_the_recipe_gives_are_taken_as_they_are():
     assert Detector("gannext", recipe="defects", **options).fit(data.train, data.val).weights == {"near_patch": 1.0}
     detector = Detector("gannext", score=dict(near_map=0.5, rec=0.5), **options).fit(data.train, data.val)
     assert detector.weights == dict(near_map=0.5, rec=0.5) and set(detector.memory.features) == {"near_map"}
+
+
+def test_what_does_not_depend_on_the_new_images_is_computed_once(critic, monkeypatch):
+    memory = Memory.fit(critic, IMAGES[:80].split(32))
+    first = memory.distances(critic, IMAGES[80:])
+    monkeypatch.setattr("anogan.memory.around_middle", None)
+    assert all(torch.equal(first[term], again) for term, again in memory.distances(critic, IMAGES[80:]).items())
+
+
+def test_whitening_lies_in_memory_as_a_file_keeps_it(): assert whitening(torch.randn(50, 6)).is_contiguous()
