@@ -47,7 +47,7 @@ def whitening(features: torch.Tensor,  # (N, F), of normal images
     features = features.cpu().double()
     spread, directions = torch.linalg.eigh(torch.cov(features.T, correction=0).reshape(features.shape[1], -1))
     spread = spread.clamp(min=0)
-    return (directions / (spread + 0.01 * spread.mean()).clamp(min=1e-12).sqrt()).float().contiguous()  # row by row, as a file keeps it: products round by layout
+    return (directions / (spread + 0.01 * spread.mean()).clamp(min=1e-12).sqrt()).float().contiguous()  # row by row, as in a file: layout changes rounding
 
 
 def above_quiet(distances: torch.Tensor,  # (B, P) of each place
