@@ -11,6 +11,7 @@ from torch import nn
 from torchvision.ops import StochasticDepth
 
 from .errors import InputError
+from .patches import LayerNorm
 
 # %% ../nbs/05_convnext.ipynb #e5c2f7a1
 class DepthwiseConv(nn.Conv2d):
@@ -40,13 +41,13 @@ class DepthwiseConv(nn.Conv2d):
         return places.view(c, b, h, w).permute(1, 0, 2, 3).contiguous(memory_format=torch.channels_last)
 
 # %% ../nbs/05_convnext.ipynb #5a4ab26e
-class LayerNorm2d(nn.LayerNorm):
+class LayerNorm2d(LayerNorm):
     "LayerNorm over the channels of each pixel of (B, C, H, W) maps (ConvNeXt, arXiv 2201.03545, section 2.6)."
     def __init__(self,
                  dim: int,  # channels C
                  eps: float = 1e-6,  # added to the variance
                 ):
-        super().__init__(dim, eps=eps)
+        super().__init__(dim, eps)
 
     def forward(self,
                 x,  # (B, C, H, W) maps

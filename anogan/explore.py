@@ -75,10 +75,10 @@ def counts_at(scores,  # (N,) anomaly scores, higher = more abnormal
 def slider_range(scores,  # (N,) anomaly scores
                  frozen: float,  # the threshold from validation images
                 ) -> tuple:  # (lowest, highest, step)
-    "Where a threshold may be moved: past all scores, in steps of a power of ten, some hundreds of them."
+    "Where a threshold may be moved: past all scores, in steps of a power of ten, some hundreds of them; the frozen one is a step, too."
     low, high = min(scores.min().item(), frozen), max(scores.max().item(), frozen)
     step = 10.0 ** math.floor(math.log10(max(high - low, 1e-6) / 100))
-    return (math.floor(low / step) - 1) * step, (math.ceil(high / step) + 1) * step, step
+    return frozen - (math.ceil((frozen - low) / step) + 1) * step, frozen + (math.ceil((high - frozen) / step) + 1) * step, step
 
 # %% ../nbs/24_explore.ipynb #fedf26e1
 def gallery_order(scores,  # (N,) anomaly scores

@@ -20,8 +20,9 @@ class LayerNorm(nn.LayerNorm):
     "PyTorch's, but on a GPU in the number format of its tokens, under autocast too: weight and bias are rounded to it, mean and variance are float32."
     def __init__(self,
                  dim: int,  # width C of a token
+                 eps: float = 1e-5,  # added to the variance
                 ):
-        super().__init__(dim)
+        super().__init__(dim, eps)
 
     def forward(self,
                 x,  # (..., C) tokens

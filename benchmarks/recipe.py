@@ -75,6 +75,8 @@ def main():
     args = parser.parse_args()
     known = json.loads(args.out.read_text()) if args.out.exists() else dict(rows=[])
     rows, commands = known["rows"], list(dict.fromkeys([*known.get("commands", ()), shlex.join(["python", *sys.argv])]))
+    device = torch.cuda.get_device_name() if args.device == "cuda" else args.device
+    devices = list(dict.fromkeys([*known.get("devices", ()), device]))
     if args.table: return print(ablation_table(rows, ("score", *(term for term in TERMS if all(term in r["terms"] for r in rows)))))
     setting = {name: getattr(args, name) for name in ("dataset", "category", "recipe", "size", "isize", "epochs", "batch_size", "n_train")}
     named = ("model", "variant", "abnormal_class", "seed", "options", *setting)
@@ -90,7 +92,7 @@ def main():
         for key in wanted:
             rows.append(cell(args, key, data, rivals))
             print({name: rows[-1][name] for name in ("model", "variant", "abnormal_class", "seed", "auroc", "score", "baselines")}, flush=True)
-            facts = dict(torch=torch.__version__, python=platform.python_version(), machine=platform.machine(),
+            facts = dict(torch=torch.__version__, python=platform.python_version(), machine=platform.machine(), devices=devices,
                          precision="bf16" if has_bf16(args.device) else "fp32", commands=commands, rows=rows)
             args.out.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(args.out, json.dumps(facts, indent=1).encode())

@@ -287,7 +287,7 @@ def profile_once(generator, discriminator, work, device):
 # ---------------------------------------------------------------- which cells
 
 def plan(device, size):
-    "Cells to measure, and the cell to profile; on a CPU no more than 10 minutes' worth at paper size."
+    "Cells to measure, and the cell to profile; on a CPU with bf16 no more than 10 minutes' worth at paper size."
     models, gpu = ("anotrans", "gannext"), device == "cuda"
 
     def cell(task, model, isize, batch, steps=4 if gpu else 1, size=size, ways=("recommended",)):

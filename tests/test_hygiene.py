@@ -16,7 +16,7 @@ from typing import Annotated, get_origin
 import pytest
 from fastcore.docments import docments
 
-from anogan.evaluation import mean_sd
+from anogan.evaluation import mean_difference, mean_sd
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
@@ -250,6 +250,10 @@ def test_the_figures_beside_that_table_are_those_of_the_results():
     assert f"would have added {max(peeked):.3f} at most" in text
     named = [statistics.mean(row[part] for row in runs_in_results("fashion_mnist-labels")) for part in ("distance", "direction")]
     assert f"comes to {named[0]:.3f} and {named[1]:.3f}, by two distances of its features" in text
+    clothes = runs_in_results("fashion_mnist-all")
+    ahead = mean_difference([[run["auroc"] - run["baselines"]["knn"] for run in clothes if run["seed"] == seed] for seed in range(3)])
+    leads = [statistics.mean(run["auroc"] - run["baselines"]["knn"] for run in clothes if run["seed"] == seed) for seed in range(3)]
+    assert min(leads) > 0 > ahead.low and f"with each of three seeds, by {ahead.difference:.3f}, which three seeds cannot tell from luck" in text
     for model in ("anotrans", "gannext"):
         signs = [(run["versus"]["low"] > 0) - (run["versus"]["high"] < 0) for run in runs_in_results("ablation-elpv") if run["model"] == model]
         assert signs == [1, 1, 1] and "ahead of a nearest neighbour on pixels, with every seed" in text
@@ -279,9 +283,16 @@ def test_the_readmes_figures_of_a_processor_without_bf16_are_those_of_the_result
 def test_the_readmes_figures_of_a_gpu_are_those_of_the_results():
     text, (facts, times) = (ROOT / "README.md").read_text(encoding="utf-8"), speed_of("speed-cuda")
     ours, other = times("recommended", model="anotrans"), times("recommended")
+    older, older_times = speed_of("speed-cuda-h100")
+    elsewhere = [older_times("recommended", model=model)[0] for model in ("anotrans", "gannext")]
+    assert f"they were {elsewhere[0]:.1f} and {elsewhere[1]:.1f} in training, with much the same" in text
+    for model in ("anotrans", "gannext"):
+        steps = [next(c for c in run["cells"] if (c["task"], c["model"], c["batch"]) == ("train", model, 128)) for run in (facts, older)]
+        here, there = (statistics.median(step["ways"]["recommended"]["seconds"]) for step in steps)
+        assert 0.95 < here / there < 1.05
     large = [times("recommended", model=model, batch=1024)[0] for model in ("anotrans", "gannext")]
     scored = {(model, way): times(way, "score", model, 1024)[0] for model in ("anotrans", "gannext") for way in ("near_image", "near_map")}
-    few = {(model, way): times(way, "score", model)[0] for model in ("anotrans", "gannext") for way in ("near_image", "near_map")}
+    few = {(model, way): times(way, "score", model)[0] for model, way in scored}
     step = next(c for c in facts["cells"] if (c["task"], c["model"], c["batch"]) == ("train", "anotrans", 128))["ways"]["recommended"]
     share = step["flops"] / statistics.median(step["seconds"]) / facts["limits"]["bf16"]
     for said in (f"{ours[0]:.1f} times ({ours[1]:.1f} to {ours[2]:.1f})", f"{other[0]:.1f} times ({other[1]:.1f} to {other[2]:.1f})",

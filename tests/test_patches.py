@@ -119,9 +119,14 @@ def test_errors_say_what_to_do(wrong, words):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_layer_norm_keeps_the_format_and_computes_in_float32():
-    norm, x = LayerNorm(64).cuda(), 100 + torch.randn(512, 64, device="cuda")  # sums in bfloat16 would lose what varies
-    assert torch.equal(norm(x), torch.nn.LayerNorm(64).cuda()(x))
-    short = x.bfloat16()
-    with torch.autocast("cuda", torch.bfloat16): y = norm(short)
-    assert y.dtype == torch.bfloat16
-    torch.testing.assert_close(y.double(), F.layer_norm(short.double(), (64,)), rtol=2**-7, atol=1e-2)
+    norm, usual = LayerNorm(64).cuda(), torch.nn.LayerNorm(64).cuda()
+    for p, q in zip(norm.parameters(), usual.parameters()): p.data.copy_(torch.randn(64).bfloat16()), q.data.copy_(p.data)
+    for middle in (0, 100):  # so far from 0, sums in bfloat16 would lose what varies
+        x = middle + torch.randn(512, 64, device="cuda")
+        assert torch.equal(norm(x), usual(x))
+        with torch.autocast("cuda", torch.bfloat16): y = norm(x.bfloat16())
+        exact = F.layer_norm(x.bfloat16().double(), (64,), usual.weight.double(), usual.bias.double())
+        assert y.dtype == torch.bfloat16
+        torch.testing.assert_close(y.double(), exact, rtol=2**-7, atol=1e-2)
+        if middle == 0: (y * x).sum().backward(), (exact * x).sum().backward()
+    for p, q in zip(norm.parameters(), usual.parameters()): assert (p.grad - q.grad).norm() < 0.05 * q.grad.norm()
