@@ -326,7 +326,7 @@ class ScoresPanel(Panel):
         scores, frozen = self.judged.scores(None if self.kind.value == "recipe" else mixture(self.lat.value))
         self.now = scores, frozen
         low, high, step = slider_range(scores, frozen)
-        with self.threshold.hold_trait_notifications():
+        with self.threshold.hold_sync(), self.threshold.hold_trait_notifications():  # one message: the page clamps a value to the range it knows
             self.threshold.min, self.threshold.max, self.threshold.step, self.threshold.value = low, high, step, frozen
         self.number.step = step
         found = evaluate_scores(scores, self.judged.test.labels)

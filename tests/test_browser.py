@@ -129,6 +129,7 @@ def test_the_explorer(browser, serve, tmp_path, command, go):
                                arg=[handle.element_handle(), typed.element_handle()])
         return typed.input_value()
 
+    expect(sentence("^This is the frozen threshold")).to_be_visible()
     frozen, at = counts.inner_text(), settled()
     handle.scroll_into_view_if_needed()
     box = handle.bounding_box()

@@ -104,6 +104,18 @@ def test_detectors_stay_for_comparison(use):
     use(do)
 
 
+def test_range_and_threshold_reach_the_page_in_one_message(use, monkeypatch):
+    "Told the range alone, the page would pull the old threshold into it and send that back, and the kernel would take it for a reader's wish."
+    async def do(explorer):
+        await train(explorer)
+        slider, sent = explorer.scores.threshold, []
+        monkeypatch.setattr(slider, "send_state", lambda key=None: sent.append({key} if isinstance(key, str) else set(key)))
+        explorer.scores.kind.value = "mixed"
+        await explorer.idle()
+        assert sent and all({"min", "max", "value"} <= names for names in sent if names & {"min", "max"}), sent
+    use(do)
+
+
 def test_stop_keeps_whole_epochs(use):
     async def do(explorer):
         explorer.training.epochs.value = 500
