@@ -6,8 +6,8 @@
 
 The *released-style* loop is written from what is known of the published programs: images one by one through PIL transforms, without workers;
 float32; three passes of the discriminator a step; both backward passes through the whole graph, the latent loss in both; an answer from the
-device after every step. Its networks are those of this package, but for the convolutions of GanNeXt whose patches do not overlap: here PyTorch computes
-them, as released. The images are random bytes.
+device after every step. Its networks are those of this package, but for the convolutions of GanNeXt that the package computes as products: here PyTorch
+computes them, as released. The images are random bytes.
 """
 import argparse
 import ctypes
@@ -33,7 +33,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 
-from anogan.convnext import PatchConv, Upsample
+from anogan.convnext import DepthwiseConv, PatchConv, Upsample
 from anogan.data import ImageSet, iterate
 from anogan.detector import GENERATORS, MEMORY_SIZE
 from anogan.discriminator import Discriminator, init_weights
@@ -105,10 +105,10 @@ def build(cell):
 
 
 def build_released(cell, device):
-    "The same, in training mode; what this package computes as linear layers is computed as PyTorch's convolutions, as released."
+    "The same, in training mode; what this package computes as products is computed as PyTorch's convolutions, as released."
     networks = [network.to(device).train() for network in build(cell)]
     for layer in networks[0].modules():
-        for own, usual in ((Upsample, torch.nn.ConvTranspose2d), (PatchConv, torch.nn.Conv2d)):
+        for own, usual in ((Upsample, torch.nn.ConvTranspose2d), (PatchConv, torch.nn.Conv2d), (DepthwiseConv, torch.nn.Conv2d)):
             if isinstance(layer, own): layer.forward = MethodType(usual.forward, layer)
     return networks
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from anogan.convnext import DepthwiseBlock, Downsample, LayerNorm2d, Upsample
+from anogan.convnext import DepthwiseBlock, DepthwiseConv, Downsample, LayerNorm2d, Upsample
 from anogan.errors import AnoganError, InputError
 
 
@@ -34,6 +34,24 @@ def test_block_equals_its_formula_in_functional_form(norm, kernel):
 def test_block_gradients_agree_with_finite_differences():
     block = DepthwiseBlock(2, 3, "layer", scale=0.7).double()
     assert torch.autograd.gradcheck(block, torch.randn(1, 2, 4, 4, dtype=torch.double, requires_grad=True))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (5, 5), (1, 9), (25, 1)])
+def test_gradients_of_small_maps_agree_with_finite_differences(shape):
+    layer, x = DepthwiseConv(2, 5).double(), torch.randn(2, 2, *shape, dtype=torch.double, requires_grad=True)
+    assert "ProductGradient" in type(layer(x).grad_fn).__name__
+    def by_weights(x, weight, bias): return torch.func.functional_call(layer, dict(weight=weight, bias=bias), (x,))
+    assert torch.autograd.gradcheck(by_weights, (x, layer.weight, layer.bias))
+
+
+def test_only_small_maps_take_the_other_gradient_and_scores_never_do():
+    layer = DepthwiseConv(4, 5)
+    assert torch.equal(layer(torch.ones(1, 4, 5, 5)), F.conv2d(torch.ones(1, 4, 5, 5), layer.weight, layer.bias, padding=2, groups=4))
+    assert "ProductGradient" not in type(layer(torch.ones(1, 4, 5, 6)).grad_fn).__name__
+    with torch.autocast("cpu", torch.bfloat16):
+        small = layer(torch.ones(1, 4, 4, 4, dtype=torch.bfloat16))
+        small.sum().backward()
+    assert small.dtype == torch.bfloat16 and layer.weight.grad.dtype == torch.float32
 
 
 def test_block_state_dict_names_are_stable():
