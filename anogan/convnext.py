@@ -17,7 +17,7 @@ from .patches import LayerNorm
 class ProductGradient(torch.autograd.Function):
     "A depthwise convolution whose kernels get their gradient from one product of matrices per channel: for maps of few places."
     @staticmethod
-    def forward(ctx,
+    def forward(ctx,  # where `backward` finds what it needs
                 x,  # (B, C, H, W) maps
                 weight,  # (C, 1, k, k) kernels, k odd
                 bias,  # (C,)
@@ -27,7 +27,7 @@ class ProductGradient(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx,
+    def backward(ctx,  # of `forward`
                  grad,  # (B, C, H, W) gradient of what `forward` gave
                 ):  # the gradients of x, weight and bias
         (x, weight), (b, c, h, w), middle = ctx.saved_tensors, grad.shape, ctx.saved_tensors[1].shape[-1] // 2
