@@ -27,10 +27,12 @@ class ProductGradient(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
+    @torch.autocast("cpu", enabled=False)
     def backward(ctx,  # of `forward`
                  grad,  # (B, C, H, W) gradient of what `forward` gave
                 ):  # the gradients of x, weight and bias
-        (x, weight), (b, c, h, w), middle = ctx.saved_tensors, grad.shape, ctx.saved_tensors[1].shape[-1] // 2
+        x, weight = ctx.saved_tensors
+        (b, c, h, w), middle = x.shape, weight.shape[-1] // 2
         def by_channel(maps): return maps.permute(0, 2, 3, 1).reshape(-1, c).T.contiguous().view(c, b, h * w)
         pairs = by_channel(x).transpose(1, 2) @ by_channel(grad)                                # (C, from, to)
         offsets = F.fold(pairs.flip(2), (2 * h - 1, 2 * w - 1), (h, w))                         # (C, 1, 2H−1, 2W−1)

@@ -44,14 +44,21 @@ def test_gradients_of_small_maps_agree_with_finite_differences(shape):
     assert torch.autograd.gradcheck(by_weights, (x, layer.weight, layer.bias))
 
 
-def test_only_small_maps_take_the_other_gradient_and_scores_never_do():
+def test_only_small_maps_take_the_other_gradient():
     layer = DepthwiseConv(4, 5)
     assert torch.equal(layer(torch.ones(1, 4, 5, 5)), F.conv2d(torch.ones(1, 4, 5, 5), layer.weight, layer.bias, padding=2, groups=4))
     assert "ProductGradient" not in type(layer(torch.ones(1, 4, 5, 6)).grad_fn).__name__
+
+
+def test_under_autocast_the_gradient_of_small_maps_is_that_of_float32():
+    layer, x = DepthwiseConv(4, 5), torch.randn(6, 4, 4, 4).bfloat16()
+    (layer(x.float()) * x).sum().backward()
+    in_float32, layer.weight.grad = layer.weight.grad, None
     with torch.autocast("cpu", torch.bfloat16):
-        small = layer(torch.ones(1, 4, 4, 4, dtype=torch.bfloat16))
-        small.sum().backward()
-    assert small.dtype == torch.bfloat16 and layer.weight.grad.dtype == torch.float32
+        out = layer(x)
+        (out * x).sum().backward()
+    assert out.dtype == torch.bfloat16
+    torch.testing.assert_close(layer.weight.grad, in_float32)
 
 
 def test_block_state_dict_names_are_stable():
